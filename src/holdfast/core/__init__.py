@@ -1,0 +1,1 @@
+"""Errors, configuration, registries, results and files. Torch-free, except for `runtime`."""

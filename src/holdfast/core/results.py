@@ -1,0 +1,130 @@
+"""What a run leaves behind: metrics, verdicts, steps, and the record `run.json` that reports are made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from holdfast.core.errors import DataError
+from holdfast.core.files import write_atomically
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Metric(_Record):
+    """One measured number. A missing value is ``None`` with a reason, never 0."""
+
+    name: str
+    """Hierarchical, e.g. ``safety/advbench/attack_success_rate`` or ``utility/lab/arithmetic/exact``."""
+    value: float | None
+    """A rate in [0, 1], or a mean; ``None`` when it could not be computed."""
+    n: int
+    """Rows the value is over (invalid rows not counted, unless the name ends in ``/all``)."""
+    k: int | None = None
+    """Hits among ``n``, for rates."""
+    n_invalid: int = 0
+    """Rows that no judge could judge: empty, looping or incoherent output, or a failed judge."""
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+    """How ``low, high`` were made, e.g. ``wilson 95%``, ``clopper-pearson 95%``, ``bootstrap 95% by group``."""
+    higher_is_better: bool = True
+    reason: str = ""
+    judge: str = ""
+    """Judge id and version, e.g. ``prefix@1``."""
+    cluster: str = ""
+    """The key by which rows were clustered for the interval, or empty."""
+    decoding: str = ""
+    """E.g. ``greedy, max_new_tokens=96``."""
+    seed: int | None = None
+    group: str = ""
+    """A breakdown this row belongs to, e.g. ``risk_area=fraud`` or ``attack=role_play``; empty for the total."""
+
+
+class Verdict(_Record):
+    """The outcome of one test. ``holds`` is ``None`` where it abstains, with the reason."""
+
+    name: str
+    holds: bool | None
+    statistic: float | None
+    p_value: float | None
+    n: int
+    null: str
+    """The null hypothesis, in words."""
+    draws: int | None = None
+    reason: str = ""
+
+
+class Artifact(_Record):
+    path: str
+    """Relative to the folder of ``run.json``."""
+    sha256: str
+
+
+class Sample(_Record):
+    """One generated answer, kept for the report."""
+
+    task: str
+    prompt: str
+    output: str
+    outcome: str
+    group: str = ""
+
+
+class StepRecord(_Record):
+    id: str
+    do: str
+    config: dict[str, Any]
+    """The step's configuration, complete, as it ran."""
+    status: Literal["done", "failed", "interrupted"] = "done"
+    metrics: tuple[Metric, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    curves: dict[str, list[tuple[float, float]]] = {}
+    """Named series of (x, y), e.g. ``loss`` over optimizer steps."""
+    samples: tuple[Sample, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Sentences for the reader: warnings, what was shortened."""
+    model_name: str = ""
+    fingerprint: str = ""
+    """SHA-256 over step config and inputs; ``--resume`` reuses a step only when it is unchanged."""
+    seconds: float = 0.0
+    peak_bytes: int | None = None
+    seed: int = 0
+
+
+class RunRecord(_Record):
+    name: str
+    version: str
+    git: str
+    """Commit of the working directory the run started in, ``-dirty`` where it had changes, or empty."""
+    packages: dict[str, str]
+    device: str
+    started: str
+    """ISO 8601, UTC."""
+    quick: bool = False
+    """True when rows were reduced by ``--quick``: figures are then not for citing."""
+    recipe: dict[str, Any] = {}
+    """The recipe as it ran, overrides applied."""
+    steps: tuple[StepRecord, ...] = ()
+    summary: str = ""
+    """One sentence: what happened, in numbers with intervals."""
+
+    def save(self, path: Path) -> None:
+        """Write ``run.json`` so that a crash leaves either the old or the new file, never half of one."""
+        write_atomically(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> RunRecord:
+        """Read a ``run.json``, or the one inside a run folder."""
+        file = path / "run.json" if path.is_dir() else path
+        if not file.is_file():
+            raise DataError(f"Cannot read a run from {path}: no run.json there. Do: give the folder that 'holdfast run -o' wrote.")
+        try:
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
+        except ValueError as problem:
+            raise DataError(f"Cannot read {file}: it is not a Holdfast run record ({str(problem).splitlines()[0]}).") from problem

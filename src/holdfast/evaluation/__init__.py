@@ -1,0 +1,1 @@
+"""Tasks, judges, intervals, the sandbox."""

@@ -1,0 +1,1 @@
+"""The only floor that knows architectures: layers by name, low-rank deltas, captures."""

@@ -1,0 +1,1 @@
+"""Loading models, chat templates, generation."""

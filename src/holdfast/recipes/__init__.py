@@ -1,0 +1,1 @@
+"""A run as a file: steps, checked before anything loads."""

@@ -1,0 +1,1 @@
+"""Pure functions of run.json. Imports neither torch nor transformers."""

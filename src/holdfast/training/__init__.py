@@ -1,0 +1,1 @@
+"""One loop, any objective, any constraint."""
