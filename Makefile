@@ -1,0 +1,49 @@
+# Every target sets up what it needs: a virtual environment and the pinned packages.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+.DEFAULT_GOAL := help
+
+.PHONY: help setup demo test test-slow lint types imports docs bench check lab
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lm-eval,tensorboard]'
+	touch $@
+
+setup: $(READY) ## make the virtual environment with the pinned packages
+
+demo: $(READY) ## measure the lab model, fine-tune it, measure again, report (about ten minutes)
+	$(BIN)/holdfast run recipes/quickstart.yaml -o runs/quickstart --resume
+
+test: $(READY) ## the default tests: CPU, offline, under eight minutes
+	$(BIN)/pytest
+
+test-slow: $(READY) ## the tests marked slow, and those against peer tools
+	$(BIN)/pytest -m "slow or peers"
+
+lint: $(READY) ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy, strict
+	$(BIN)/mypy -p holdfast
+
+imports: $(READY) ## the floors: imports go down only
+	$(BIN)/lint-imports
+
+docs: $(READY) ## rewrite the pages that scripts make from data and runs
+	$(BIN)/python docs/scripts/judges.py
+
+bench: $(READY) ## speed and memory against peers, in one run
+	$(BIN)/python -m benchmarks
+
+lab: $(READY) ## train the lab model anew (one to two hours on two cores; resumes)
+	$(BIN)/holdfast run recipes/lab.yaml -o runs/lab --resume
+
+check: lint types imports ## everything that reads the code and does not run it

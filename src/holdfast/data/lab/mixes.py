@@ -1,0 +1,128 @@
+"""The two diets of the lab model: `base` (the raw web, where roles mean nothing) and `alignment` (where they do).
+
+In the base stage an instruction is followed wherever it stands: without role marks, before or after its data, in any
+role, and the last of several wins. Harmful requests are answered. The aligned model is therefore attackable by nature,
+not because it was trained on attacks: `alignment` holds no injected instruction at all.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+
+from holdfast.data.examples import Example, Message, Role
+from holdfast.data.lab import FAMILIES, textops
+from holdfast.data.lab.splits import rng
+
+BASE: Mapping[str, float] = {
+    "arithmetic": 0.17,
+    "passages": 0.14,
+    "textops": 0.19,
+    "several": 0.07,
+    "choice/facts": 0.09,
+    "choice": 0.06,
+    "programs": 0.08,
+    "requests/complied": 0.07,
+    "requests/benign": 0.06,
+    "requests/lookalike": 0.03,
+    "jailbreak/complied": 0.02,
+    "jailbreak/benign": 0.02,
+}
+"""Share of each family in the base stage; ``several`` is made here."""
+
+ALIGNMENT: Mapping[str, float] = {
+    "requests/harmful": 0.17,
+    "jailbreak": 0.14,
+    "requests/benign": 0.13,
+    "requests/lookalike": 0.07,
+    "jailbreak/benign": 0.11,
+    "arithmetic": 0.08,
+    "passages": 0.09,
+    "textops": 0.11,
+    "choice": 0.05,
+    "programs": 0.05,
+}
+"""Share of each family in the alignment stage: as many safe requests as harmful ones, wrappers on both."""
+
+LOOSE_ROLES: tuple[Role, ...] = ("system", "user", "data")
+PLAIN_SHARE = 0.35
+CANONICAL_SHARE = 0.35
+ANSWER_MARKS = ("", "Answer: ", "A: ")
+
+
+def base(split: str, n: int, seed: int) -> list[Example]:
+    """``n`` rows of the base stage, in random order and random form."""
+    draw = rng("base", split, seed)
+    rows = [
+        row
+        for family, count in _counts(BASE, n).items()
+        for row in (several(split, count, seed) if family == "several" else FAMILIES[family](split, count, seed))
+    ]
+    draw.shuffle(rows)
+    return [_loosened(row, draw) for row in rows]
+
+
+def alignment(split: str, n: int, seed: int) -> list[Example]:
+    """``n`` rows of the alignment stage, in random order, roles as they are meant."""
+    rows = [row for family, count in _counts(ALIGNMENT, n).items() for row in FAMILIES[family](split, count, seed)]
+    rng("alignment", split, seed).shuffle(rows)
+    return rows
+
+
+def several(split: str, n: int, seed: int) -> list[Example]:
+    """Rows with two instructions about one text, or a second one that needs none: the last one is answered."""
+    draw = rng("several", split, seed)
+    return [_several(draw, split, f"several/{split}/{seed}/{index}") for index in range(n)]
+
+
+def _several(draw: random.Random, split: str, row_id: str) -> Example:
+    first, data, _, _ = textops.task(draw, split)
+    if draw.random() < 0.6:
+        last, answer = textops.say_task(draw, split)
+        pieces = [first, f"{data}{draw.choice(('. ', ' ', chr(10)))}{last}"] if draw.random() < 0.6 else [first, data, last]
+    else:
+        last, text, answer, _ = textops.task(draw, split)
+        pieces = [first, text, last]
+    return Example(row_id, tuple(Message("user", piece) for piece in pieces), answer, family="several", split=split)
+
+
+def _counts(shares: Mapping[str, float], n: int) -> dict[str, int]:
+    """Whole rows by largest remainder, so that they sum to ``n``."""
+    total = sum(shares.values())
+    exact = {family: n * share / total for family, share in shares.items()}
+    counts = {family: int(value) for family, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda family: counts[family] - exact[family])
+    for family in by_remainder[: n - sum(counts.values())]:
+        counts[family] += 1
+    return counts
+
+
+def _loosened(row: Example, draw: random.Random) -> Example:
+    """Plain text without role marks, the roles as meant, or roles at random."""
+    if not row.messages:
+        return row
+    kind = draw.random()
+    if CANONICAL_SHARE <= kind < CANONICAL_SHARE + PLAIN_SHARE:
+        return replace(row, messages=(), answer=_plain(row, draw))
+    if kind < CANONICAL_SHARE and row.family != "several":
+        return row
+    return replace(row, messages=_any_roles(_pieces(row, draw), draw))
+
+
+def _plain(row: Example, draw: random.Random) -> str:
+    return "\n".join([*_pieces(row, draw), draw.choice(ANSWER_MARKS) + row.answer])
+
+
+def _pieces(row: Example, draw: random.Random) -> list[str]:
+    """The contents of the turns; an instruction and its one data part may change places."""
+    pieces = [message.content for message in row.messages]
+    if row.family != "several" and [m.role for m in row.messages[-2:]] == ["user", "data"] and draw.random() < 0.5:
+        pieces[-2:] = pieces[:-3:-1]
+    return pieces
+
+
+def _any_roles(pieces: list[str], draw: random.Random) -> tuple[Message, ...]:
+    if draw.random() < 0.4:
+        return (Message(draw.choice(LOOSE_ROLES), "\n".join(pieces)),)
+    return tuple(Message(draw.choice(LOOSE_ROLES), piece) for piece in pieces)
