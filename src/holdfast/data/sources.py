@@ -1,0 +1,297 @@
+"""Where rows come from: a file, a folder of files, the hub or the lab; always with a hash of what was read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from holdfast.core.config import Config
+from holdfast.core.errors import ConfigError, DataError, did_you_mean
+from holdfast.core.files import sha256_of
+from holdfast.data import files, lab
+from holdfast.data.examples import Example
+from holdfast.data.formats import FORMATS, Format, Row
+
+LAB_ROWS = 500
+"""Rows of a lab family when ``rows`` is not given: a generator has no end of its own."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class SourceConfig(Config):
+    """Rows to read."""
+
+    source: str
+    """``lab/<family>``; a task's name (``gsm8k``: its public set on the hub); a file or folder of .jsonl, .json, .csv
+    or .parquet (also .gz); or a hub id (``owner/name``)."""
+    format: str | None = None
+    """Row format (``gsm8k``, ``messages``, ...). Default: ``messages`` where the rows have such a column, else
+    ``prompt_answer``; for a task's name, that task's."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Names the format reads, each with the file's name for it: ``{prompt: question, group: topic}``."""
+    subset: str | None = None
+    """Hub only: the configuration of the set, e.g. ``main``."""
+    split: str = ""
+    """Lab and hub: which split (default ``train``). A file: keep the rows whose own ``split`` says so."""
+    rows: int | None = None
+    """How many, drawn by ``seed`` and kept in order. Default: all (lab: 500). Fewer present is an error."""
+    seed: int = 0
+    """For the draw of ``rows``, for lab generators and for pairing contexts with attacks."""
+    attacks: str | None = None
+    """BIPIA only: the JSON file of attack instructions. Default: ``text_attack_<train or test>.json`` near by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What was read, so that a number can be traced to bytes."""
+
+    source: str
+    format: str
+    split: str
+    rows: int
+    """Examples kept."""
+    of: int
+    """Examples that were there."""
+    seed: int
+    sha256: Mapping[str, str]
+    """Hash by file name; for hub and lab, of the rows as JSON under the name of the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Examples with their provenance."""
+
+    examples: list[Example]
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Records of one file or one hub split."""
+
+    records: Sequence[Mapping[str, Any]]
+    stem: str
+    where: str
+    split: str = ""
+
+
+def load_examples(config: SourceConfig) -> list[Example]:
+    """The rows of `read_source`, without their provenance."""
+    return read_source(config).examples
+
+
+def read_source(config: SourceConfig) -> Loaded:
+    """Read, adapt and draw the rows that ``config`` names.
+
+    Raises:
+        DataError: nothing there, damaged, a column missing, or fewer rows than asked for.
+        ConfigError: an unknown format or lab family, or a key that this kind of source does not use.
+    """
+    _refuse_unused(config)
+    if config.source.startswith("lab/"):
+        return _lab(config)
+    if config.source in FORMATS:
+        return _home(config)
+    path = Path(config.source).expanduser()
+    if path.exists() or files.kind_of(path):
+        return _local(config, path)
+    if HUB_ID.fullmatch(config.source):
+        return _hub(config, config.source, config.subset, config.split or "train", _format(config))
+    raise DataError(
+        f"Cannot find rows at {config.source!r}: no such file or folder, nor lab/<family> or owner/name. "
+        f"{did_you_mean(config.source, FORMATS)}"
+    )
+
+
+def _refuse_unused(config: SourceConfig) -> None:
+    in_lab = config.source.startswith("lab/")
+    unused = [key for key in ("format", "columns", "subset", "attacks") if in_lab and getattr(config, key)]
+    if config.attacks and config.format != "bipia":
+        unused.append("attacks")
+    if config.subset and Path(config.source).expanduser().exists():
+        unused.append("subset")
+    if unused:
+        raise ConfigError(f"source {config.source!r} does not use {unused[0]!r}. Do: take it out.")
+    if config.rows is not None and config.rows < 1:
+        raise ConfigError(f"rows must be at least 1, got {config.rows}. Do: leave it out for all rows.")
+
+
+def _lab(config: SourceConfig) -> Loaded:
+    split = config.split or "train"
+    examples = list(lab.rows(config.source.removeprefix("lab/"), split, config.rows or LAB_ROWS, config.seed))
+    if not examples:
+        raise DataError(f"{config.source} gave no rows for split {split!r}.")
+    digest = _digest([example.as_dict() for example in examples])
+    n = len(examples)
+    return Loaded(examples, Provenance(config.source, "lab", split, n, n, config.seed, {config.source: digest}))
+
+
+def _home(config: SourceConfig) -> Loaded:
+    """A task's own public set, on the hub."""
+    adapter = FORMATS[config.format or config.source]
+    home = FORMATS[config.source].home
+    if home is None:
+        raise DataError(
+            f"{config.source} has no home on the hub, expected a file. "
+            f"Do: set source to your copy's path and format to {config.source!r}."
+        )
+    return _hub(config, home.id, config.subset or home.subset, home.split(config.split or "train"), adapter)
+
+
+def _format(config: SourceConfig) -> Format | None:
+    return FORMATS[config.format] if config.format else None
+
+
+def _local(config: SourceConfig, path: Path) -> Loaded:
+    adapter = _format(config)
+    paths = _files_in(path) if path.is_dir() else [path]
+    headerless, needs = (adapter.headerless, adapter.needs) if adapter else ((), ())
+    parts = [_Part(files.read_records(p, headerless, needs), files.stem_of(p), str(p)) for p in paths]
+    hashes = {p.name: sha256_of(p) for p in paths}
+    attacks = None
+    if adapter and adapter.name == "bipia":
+        attack_file = Path(config.attacks).expanduser() if config.attacks else _attacks_near(paths[0])
+        attacks, hashes[attack_file.name] = _read_attacks(attack_file), sha256_of(attack_file)
+    examples = _adapt(parts, adapter, config, attacks)
+    if config.split:
+        examples = _only(examples, config)
+    return _drawn(examples, config, hashes, adapter, config.split)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.iterdir() if p.is_file() and files.kind_of(p))
+    if not found:
+        raise DataError(
+            f"{folder} holds no rows, expected files of {', '.join(files.SUFFIXES)}. Do: name the file itself."
+        )
+    return found
+
+
+def _only(examples: list[Example], config: SourceConfig) -> list[Example]:
+    kept = [example for example in examples if example.split == config.split]
+    if not kept:
+        present = sorted({example.split for example in examples if example.split})
+        raise DataError(
+            f"{config.source} has no row with split {config.split!r}, got {', '.join(present) or 'no split column'}. "
+            "Do: leave 'split' out to read the whole file, or name the file of that split."
+        )
+    return kept
+
+
+def _attacks_near(contexts: Path) -> Path:
+    """BIPIA keeps ``email/train.jsonl`` beside ``text_attack_train.json``, one folder up."""
+    name = f"text_attack_{files.stem_of(contexts)}.json"
+    for folder in (contexts.parent, contexts.parent.parent):
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(
+        f"{contexts}: no attacks, expected {name} beside it or one folder up. Do: name the file in 'attacks'."
+    )
+
+
+def _read_attacks(path: Path) -> dict[str, tuple[str, ...]]:
+    if not path.is_file():
+        raise DataError(f"Cannot read attacks from {path}: no such file.")
+    try:
+        given = json.loads(files.decode(path, path.read_bytes()))
+    except json.JSONDecodeError as problem:
+        raise DataError(f"{path} is not JSON: {problem}. Do: fetch the file again.") from problem
+    if not isinstance(given, dict) or not all(isinstance(v, list) and v for v in given.values()):
+        raise DataError(f"{path}: expected an object of attack categories, each with a list of instructions.")
+    return {category: tuple(map(str, payloads)) for category, payloads in given.items()}
+
+
+def _hub(config: SourceConfig, ident: str, subset: str | None, split: str, adapter: Format | None) -> Loaded:
+    records = _from_hub(ident, subset, split)
+    part = _Part(records, subset or ident, f"{ident} ({split})", split)
+    examples = _adapt([part], adapter, config, None)
+    return _drawn(examples, config, {ident: _digest(records)}, adapter, split)
+
+
+def _from_hub(ident: str, subset: str | None, split: str) -> list[dict[str, Any]]:
+    import datasets
+
+    try:
+        table = datasets.load_dataset(ident, subset, split=split)
+    except (OSError, ValueError, RuntimeError) as problem:
+        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise DataError(
+            f"Cannot load {ident} (split {split!r}) from the hub: {reason} "
+            "Do: check the name and the connection, or set source to a local copy (.jsonl, .csv, .parquet)."
+        ) from problem
+    return [dict(record) for record in table]
+
+
+def _digest(records: Sequence[Mapping[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _adapt(
+    parts: Sequence[_Part], adapter: Format | None, config: SourceConfig, attacks: Mapping[str, tuple[str, ...]] | None
+) -> list[Example]:
+    examples: list[Example] = []
+    for part in parts:
+        present = {str(name) for record in part.records for name in record}
+        chosen = adapter or FORMATS["messages" if "messages" in {*present, *config.columns} else "prompt_answer"]
+        _check_columns(part, present, chosen, config)
+        for index, record in enumerate(part.records):
+            renamed = {**record, **{ours: record.get(theirs) for ours, theirs in config.columns.items()}}
+            row = Row(renamed, index, part.stem, split=part.split, seed=config.seed, attacks=attacks)
+            examples.extend(chosen.read(row))
+    return _distinct(examples)
+
+
+def _check_columns(part: _Part, present: set[str], adapter: Format, config: SourceConfig) -> None:
+    """Every mapped column exists, and every column the format needs is there or mapped."""
+    for ours, theirs in config.columns.items():
+        if theirs not in present:
+            raise DataError(f"{part.where}: no column {theirs!r} (for {ours!r}). {did_you_mean(theirs, present)}")
+    missing = adapter.missing({*present, *config.columns})
+    if missing:
+        fitting = [name for name, other in FORMATS.items() if not other.missing(present)]
+        hint = f"It would fit format {', '.join(fitting)}. " if fitting else ""
+        raise DataError(
+            f"{part.where}: format {adapter.name!r} needs column {missing[0]!r}. {did_you_mean(missing[0], present)} "
+            f"{hint}Do: map it, columns: {{{missing[0]}: <name in the file>}}, or name another format."
+        )
+
+
+def _distinct(examples: list[Example]) -> list[Example]:
+    """Rows are matched by id later, so an id may stand only once."""
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise DataError(
+                f"id {example.id!r} stands twice, expected each id once. Do: make the ids of the rows different."
+            )
+        seen.add(example.id)
+    return examples
+
+
+def _drawn(
+    examples: list[Example], config: SourceConfig, hashes: Mapping[str, str], adapter: Format | None, split: str
+) -> Loaded:
+    """The seeded subset of ``rows`` examples, in file order."""
+    if not examples:
+        raise DataError(f"{config.source} gave no examples, expected at least one. Do: check the file and its format.")
+    kept = examples
+    if config.rows is not None:
+        if len(examples) < config.rows:
+            raise DataError(
+                f"{config.source} has {len(examples)} rows, expected at least {config.rows}. "
+                f"Do: lower 'rows' to {len(examples)} or leave it out."
+            )
+        chosen = sorted(random.Random(f"rows/{config.seed}").sample(range(len(examples)), config.rows))
+        kept = [examples[i] for i in chosen]
+    name = adapter.name if adapter else "auto"
+    return Loaded(kept, Provenance(config.source, name, split, len(kept), len(examples), config.seed, dict(hashes)))
