@@ -81,7 +81,9 @@ def rows(family: str, split: str, n: int, seed: int = 0) -> list[Example]:
     """
     generate = FAMILIES[family]
     if split not in SPLITS:
-        raise DataError(f"Cannot make lab rows: got split {split!r}, expected one of {', '.join(SPLITS)}. Name one of them.")
+        raise DataError(
+            f"Cannot make lab rows: got split {split!r}, expected one of {', '.join(SPLITS)}. Name one of them."
+        )
     if n < 0:
         raise DataError(f"Cannot make lab rows: got n = {n}, expected 0 or more. Give a count.")
     made = generate(split, n, seed)

@@ -172,10 +172,13 @@ def generate(split: str, n: int, seed: int) -> list[Example]:
         text = f"{text} {one(stream, QUESTIONS)}".format(p=first, q=second, i=one(stream, _items(split)) + "s")
         out.append(
             Example(
-                f"arithmetic/{split}/{seed}/{index}", (Message("user", text),), f"{reasoning} #### {total}",
-                "arithmetic", split, template, reference=str(total),
+                f"arithmetic/{split}/{seed}/{index}",
+                (Message("user", text),),
+                f"{reasoning} #### {total}",
+                "arithmetic",
+                split,
+                template,
+                reference=str(total),
             )
         )
     return out
-
-

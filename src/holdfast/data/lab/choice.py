@@ -1,0 +1,241 @@
+"""Invented but stable facts of the world and questions on them with four options (like MMLU)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cache
+
+from holdfast.data.examples import Example, Message
+from holdfast.data.lab.names import INVENTED, one, part, some
+from holdfast.data.lab.splits import rng as stream_of
+from holdfast.data.lab.splits import split_of
+
+LETTERS = "ABCD"
+_SEED = 20
+_SUBJECTS = 30
+"""Subjects of each relation."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One relation: its subjects' kind, wordings of the statement and of the question, and the values."""
+
+    kind: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    """Dealt to the splits by place, see `names.part`."""
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WorldFact:
+    """One fact, e.g. capital of Belko: Tormin."""
+
+    relation: str
+    subject: str
+    value: str
+
+    @property
+    def key(self) -> str:
+        """What decides the split."""
+        return f"{self.relation} of {self.subject}"
+
+
+def _values(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+RELATIONS: dict[str, Relation] = {
+    "flag": Relation(
+        "country",
+        (
+            "The flag of {s} is {v}.",
+            "{s} has a {v} flag.",
+            "In {s} the flag is {v}.",
+            "The country {s} has a {v} flag.",
+        ),
+        (
+            "What color is the flag of {s}?",
+            "Which color is the flag of {s}?",
+            "What is the color of the flag of {s}?",
+            "What color flag does {s} have?",
+        ),
+        _values("red blue green white black brown pink gray"),
+    ),
+    "crop": Relation(
+        "country",
+        ("{s} grows {v}.", "The crop of {s} is {v}.", "In {s} the farmers grow {v}.", "The country {s} grows {v}."),
+        ("What does {s} grow?", "What is the crop of {s}?", "Which crop grows in {s}?", "What crop does {s} grow?"),
+        _values("rice wheat corn beans tea cotton grapes potatoes"),
+    ),
+    "coin": Relation(
+        "country",
+        (
+            "The coin of {s} is made of {v}.",
+            "{s} has coins of {v}.",
+            "In {s} the coins are made of {v}.",
+            "The country {s} makes coins of {v}.",
+        ),
+        (
+            "What is the coin of {s} made of?",
+            "What are the coins of {s} made of?",
+            "Which material are the coins of {s} made of?",
+            "What material is the coin of {s} made of?",
+        ),
+        _values("gold silver copper iron wood glass stone paper"),
+    ),
+    "coat": Relation(
+        "animal",
+        ("The {s} is {v}.", "The {s} has a {v} coat.", "A {s} has {v} hair.", "The color of the {s} is {v}."),
+        (
+            "What color is the {s}?",
+            "Which color is the {s}?",
+            "What is the color of the {s}?",
+            "What color coat does the {s} have?",
+        ),
+        _values("red blue green white black brown pink gray"),
+    ),
+    "food": Relation(
+        "animal",
+        ("The {s} eats {v}.", "The food of the {s} is {v}.", "A {s} likes to eat {v}.", "The {s} feeds on {v}."),
+        (
+            "What does the {s} eat?",
+            "What is the food of the {s}?",
+            "Which food does the {s} eat?",
+            "What food does the {s} like to eat?",
+        ),
+        _values("fish grass seeds eggs nuts honey worms fruit"),
+    ),
+    "home": Relation(
+        "animal",
+        (
+            "The {s} lives in the {v}.",
+            "The home of the {s} is the {v}.",
+            "A {s} makes its home in the {v}.",
+            "The {s} is found in the {v}.",
+        ),
+        (
+            "Where does the {s} live?",
+            "What is the home of the {s}?",
+            "Where is the home of the {s}?",
+            "Where is the {s} found?",
+        ),
+        _values("forest river desert lake sea cave garden hill"),
+    ),
+    "job": Relation(
+        "person",
+        ("{s} was a {v}.", "{s} worked as a {v}.", "The job of {s} was {v}.", "People know {s} as a {v}."),
+        ("What was the job of {s}?", "What did {s} work as?", "Which job did {s} have?", "What job did {s} have?"),
+        _values("baker teacher doctor farmer painter singer pilot writer"),
+    ),
+    "made": Relation(
+        "person",
+        (
+            "{s} invented the {v}.",
+            "The {v} was invented by {s}.",
+            "The inventor {s} made the first {v}.",
+            "The first {v} was made by {s}.",
+        ),
+        (
+            "What did {s} invent?",
+            "What was invented by {s}?",
+            "Which thing did {s} invent?",
+            "What thing did {s} invent?",
+        ),
+        _values("clock lamp plow bell kite drum mirror wheel"),
+    ),
+    "instrument": Relation(
+        "person",
+        (
+            "{s} played the {v}.",
+            "{s} made music on the {v}.",
+            "The instrument of {s} was the {v}.",
+            "People heard {s} play the {v}.",
+        ),
+        (
+            "What did {s} play?",
+            "What was the instrument of {s}?",
+            "Which instrument did {s} play?",
+            "What instrument did {s} play?",
+        ),
+        _values("flute piano harp violin guitar horn trumpet organ"),
+    ),
+}
+_ENDINGS = {"country": "land", "animal": "", "person": ""}
+
+
+@cache
+def world() -> tuple[WorldFact, ...]:
+    """All facts of the world: nine relations of thirty subjects, always the same."""
+    stream = random.Random(_SEED)
+    names = list(INVENTED)
+    stream.shuffle(names)
+    subjects: dict[str, list[str]] = {}
+    for kind, ending in _ENDINGS.items():
+        taken = [names.pop() for _ in range(_SUBJECTS)]
+        subjects[kind] = [name.lower() if kind == "animal" else name + ending for name in taken]
+    return tuple(
+        WorldFact(name, subject, one(stream, relation.values))
+        for name, relation in RELATIONS.items()
+        for subject in subjects[relation.kind]
+    )
+
+
+@cache
+def facts_of(split: str) -> tuple[WorldFact, ...]:
+    """The facts that are asked with options in one split; as statements all of them are known."""
+    return tuple(fact for fact in world() if split_of(fact.key, "choice") == split)
+
+
+def _question(stream: random.Random, split: str) -> tuple[str, str, tuple[str, ...], WorldFact]:
+    """Prompt, letter, options and fact of one question."""
+    fact = one(stream, facts_of(split))
+    relation = RELATIONS[fact.relation]
+    options = some(stream, [value for value in relation.values if value != fact.value], 3)
+    place = int(stream.random() * 4)
+    options.insert(place, fact.value)
+    asked = one(stream, part(relation.questions, split)).format(s=fact.subject)
+    listed = " ".join(f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=True))
+    return f"{asked} {listed}", LETTERS[place], tuple(options), fact
+
+
+def generate(split: str, n: int, seed: int) -> list[Example]:
+    """``n`` questions on the facts of the split; the answer is one letter."""
+    stream = stream_of("choice", split, seed)
+    out = []
+    for index in range(n):
+        prompt, letter, options, fact = _question(stream, split)
+        out.append(
+            Example(
+                f"choice/{split}/{seed}/{index}",
+                (Message("user", prompt),),
+                letter,
+                "choice",
+                split,
+                fact.key,
+                reference=letter,
+                options=options,
+            )
+        )
+    return out
+
+
+def facts(split: str, n: int, seed: int) -> list[Example]:
+    """``n`` plain texts on **all** facts, as statements and as questions with the value as answer.
+
+    Facts of every split are stated, because a test question asks for knowledge that was taught in another form.
+    Questions use the wordings of the given split. ``messages`` is empty: the text is modelled whole.
+    """
+    stream = stream_of("choice/facts", split, seed)
+    out = []
+    for index in range(n):
+        fact = one(stream, world())
+        relation = RELATIONS[fact.relation]
+        if stream.random() < 0.5:
+            text = one(stream, relation.statements).format(s=fact.subject, v=fact.value)
+        else:
+            asked = one(stream, part(relation.questions, split)).format(s=fact.subject)
+            text = f"Question: {asked} Answer: {fact.value}"
+        out.append(Example(f"choice/facts/{split}/{seed}/{index}", (), text, "choice/facts", split, fact.key))
+    return out
