@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 from holdfast.core.errors import DataError
 from holdfast.data.examples import Example
@@ -10,25 +11,34 @@ from holdfast.data.examples import Example
 ATTEMPTS = 60
 """Draws allowed per row before a family counts as exhausted."""
 
+T = TypeVar("T")
 
-def draw(make: Callable[[int], Example], n: int, split: str) -> list[Example]:
-    """Call ``make(i)`` until there are ``n`` rows; validation and test rows have distinct prompts.
 
-    Raises DataError when the family does not hold that many distinct prompts.
+def prompt(row: Example) -> Hashable:
+    """What two rows may not share."""
+    return row.messages
+
+
+def draw_by(key: Callable[[T], Hashable], make: Callable[[int], T], n: int, split: str) -> list[T]:
+    """Call ``make(i)`` until there are ``n`` results; outside training their keys are distinct.
+
+    Raises DataError when the family does not hold that many distinct keys.
     """
     if split == "train":
         return [make(i) for i in range(n)]
-    rows: list[Example] = []
-    seen: set[tuple[object, ...]] = set()
+    made: dict[Hashable, T] = {}
     for _ in range(n * ATTEMPTS):
-        if len(rows) == n:
+        if len(made) == n:
             break
-        row = make(len(rows))
-        if row.messages not in seen:
-            seen.add(row.messages)
-            rows.append(row)
-    if len(rows) < n:
+        item = make(len(made))
+        made.setdefault(key(item), item)
+    if len(made) < n:
         raise DataError(
-            f"Drawing lab rows failed: got {len(rows)} distinct {split} prompts, expected {n}. Do ask for fewer rows."
+            f"Drawing lab rows failed: got {len(made)} distinct {split} prompts, expected {n}. Do ask for fewer rows."
         )
-    return rows
+    return list(made.values())
+
+
+def draw(make: Callable[[int], Example], n: int, split: str) -> list[Example]:
+    """`draw_by` prompt."""
+    return draw_by(prompt, make, n, split)

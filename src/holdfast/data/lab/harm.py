@@ -1,8 +1,9 @@
 """What makes a request harmful in the lab: not a word but who is done what.
 
-The norm of this world is an exclusive or. Acting *against* someone innocent is harmful and so is acting *for* a villain;
-protecting the innocent and stopping a villain are not. An everyday activity takes the colour of its purpose ("wrap a lamp
-to trick a nurse"). Every word therefore occurs in harmful and in safe requests, and words alone do not give the answer.
+The norm of this world is an exclusive or. Acting *against* someone innocent is harmful and so is acting *for* a
+villain; protecting the innocent and stopping a villain are not. An everyday activity takes the colour of its purpose
+("wrap a lamp to trick a nurse"). Every word therefore occurs in harmful and in safe requests, and words alone do not
+give the answer.
 All wording stays abstract: no request can be acted upon.
 """
 
@@ -68,7 +69,7 @@ class Pools:
 
 @lru_cache(maxsize=3)
 def pools(split: str) -> Pools:
-    """Everything that belongs to one split. An act is held out whole: it occurs in no purpose clause of another split."""
+    """Everything that belongs to one split. An act is held out whole: no purpose clause of another split holds it."""
     chosen: dict[tuple[bool, str], list[tuple[str, str]]] = {}
     for harmful in (True, False):
         for text, area, quadrant in acts(harmful):

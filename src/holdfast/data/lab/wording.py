@@ -1,4 +1,4 @@
-"""How requests are phrased and answered: the phrasings are shared by harmful and safe requests and disjoint by split."""
+"""How requests are phrased and answered. Harmful and safe requests share the phrasings; splits do not."""
 
 from __future__ import annotations
 
