@@ -26,7 +26,7 @@ class Config(BaseModel):
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 core scalars (``1e-4`` is a number, ``no`` and ``1:30`` are text) and no duplicate keys."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, int] = {}

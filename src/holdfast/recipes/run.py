@@ -1,0 +1,211 @@
+"""Run a recipe step by step. `run.json` is rewritten after each step, so that a crash leaves a readable run."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import holdfast
+from holdfast.core import runtime
+from holdfast.core.errors import ConfigError, HoldfastError, did_you_mean
+from holdfast.core.results import RunRecord, StepRecord
+from holdfast.recipes.fingerprint import step_fingerprint
+from holdfast.recipes.schema import Recipe
+from holdfast.recipes.steps import EXECUTORS, Context, Outcome
+from holdfast.recipes.summary import summarise
+
+RUN_FILE = "run.json"
+UNFINISHED = "Started and not finished. 'holdfast run --resume' goes on from the last checkpoint."
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which steps of a recipe to run."""
+
+    resume: bool = False
+    """Reuse finished steps that are unchanged, and continue a half-finished one."""
+    only: str = ""
+    """Run this step alone; it uses what earlier runs left in the folder."""
+    start_from: str = ""
+    """Run from this step on; the steps before it must be finished in the folder."""
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    choice: Choice | None = None,
+    *,
+    quick: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> RunRecord:
+    """Run the steps of ``recipe`` in order and leave ``run.json`` in ``out``.
+
+    Args:
+        recipe: Validated; with ``quick`` already applied where it was asked for.
+        out: Folder of the run. Each step writes into ``out/<step id>``.
+        choice: Which steps to run; all of them, from the start, by default.
+        quick: Label the record as made from fewer rows.
+        say: Called with one line of progress at a time.
+    Returns:
+        The record, as it stands in ``run.json``.
+    Raises:
+        ConfigError: ``out`` holds another run, or an earlier step that is needed is missing.
+        HoldfastError: A step failed; ``run.json`` says which, and why.
+    """
+    choice, say = choice or Choice(), say or (lambda line: None)
+    previous = _previous(recipe, out, choice)
+    fingerprints = _fingerprints(recipe)
+    reused = _reused(recipe, choice, previous, fingerprints)
+    record = _new_record(recipe, quick, previous, choice)
+    records = {step_id: previous[step_id] for step_id in recipe.steps if step_id in reused}
+    for number, step_id in enumerate(recipe.steps, start=1):
+        head = f"[{number}/{len(recipe.steps)}] {step_id} ({recipe.steps[step_id].do})"
+        if step_id in reused:
+            say(f"{head}: kept, unchanged")
+        elif choice.only in {"", step_id}:
+            say(head)
+            going_on = choice.resume and _half_done(previous.get(step_id), fingerprints[step_id])
+            context = Context(recipe, step_id, out, records, going_on, say)
+            record = _run_step(context, fingerprints[step_id], record)
+            records[step_id] = next(step for step in record.steps if step.id == step_id)
+            say(f"{head}: done in {records[step_id].seconds:.0f} s")
+    return record
+
+
+def _run_step(context: Context, fingerprint: str, record: RunRecord) -> RunRecord:
+    """Run one step, with a record of it before, after, and on every way out."""
+    step = context.recipe.steps[context.step_id]
+    if not context.resume:
+        shutil.rmtree(context.folder, ignore_errors=True)
+    started = time.monotonic()
+
+    def written(status: Literal["done", "failed", "interrupted"], outcome: Outcome) -> RunRecord:
+        done = StepRecord(
+            id=context.step_id,
+            do=step.do,
+            config=context.config(),
+            status=status,
+            fingerprint=fingerprint,
+            seconds=round(time.monotonic() - started, 3),
+            seed=getattr(step, "seed", context.recipe.seed),
+            **outcome.as_fields(),
+        )
+        fresh = _with_step(record, done, context.recipe)
+        fresh.save(context.out / RUN_FILE)
+        return fresh
+
+    written("interrupted", Outcome(notes=(UNFINISHED,)))
+    try:
+        outcome = EXECUTORS[step.do](context)
+    except HoldfastError as problem:
+        written("failed", Outcome(notes=(str(problem),)))
+        raise
+    except KeyboardInterrupt:
+        written("interrupted", Outcome(notes=("Stopped with Ctrl-C. " + UNFINISHED,)))
+        raise
+    except BaseException as problem:
+        written("failed", Outcome(notes=(f"{type(problem).__name__}: {problem}",)))
+        raise
+    return written("done", outcome)
+
+
+def _with_step(record: RunRecord, step: StepRecord, recipe: Recipe) -> RunRecord:
+    """The record with ``step`` put in (recipe order) and the summary made again."""
+    steps = {known.id: known for known in record.steps} | {step.id: step}
+    ordered = tuple(steps[step_id] for step_id in recipe.steps if step_id in steps)
+    return record.model_copy(update={"steps": ordered, "summary": summarise(ordered)})
+
+
+def _new_record(recipe: Recipe, quick: bool, previous: Mapping[str, StepRecord], choice: Choice) -> RunRecord:
+    keep = choice.resume or choice.only or choice.start_from
+    return RunRecord(
+        name=recipe.name,
+        version=holdfast.__version__,
+        git=runtime.git_commit(),
+        packages=runtime.package_versions(),
+        device=runtime.device_name(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        quick=quick,
+        recipe=recipe.model_dump(mode="json"),
+        steps=tuple(previous[step_id] for step_id in recipe.steps if step_id in previous) if keep else (),
+    )
+
+
+def _fingerprints(recipe: Recipe) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for step_id in recipe.steps:
+        found[step_id] = step_fingerprint(recipe, step_id, found)
+    return found
+
+
+def _previous(recipe: Recipe, out: Path, choice: Choice) -> dict[str, StepRecord]:
+    """Steps recorded in ``out``; refuses a folder that is not this recipe's."""
+    for wanted in filter(None, (choice.only, choice.start_from)):
+        if wanted not in recipe.steps:
+            raise ConfigError(f"Recipe {recipe.name} has no step {wanted!r}. {did_you_mean(wanted, recipe.steps)}")
+    if not (out / RUN_FILE).is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"Output folder {out} holds files that are not a run. Do: give another folder with -o.")
+        return {}
+    record = RunRecord.load(out)
+    going_on = choice.resume or choice.only or choice.start_from
+    if not going_on and record.recipe != recipe.model_dump(mode="json"):
+        raise ConfigError(
+            f"Output folder {out} holds a run of another recipe ({record.name}, or other settings). "
+            "Do: give another folder with -o, or --resume to rerun only the steps that changed."
+        )
+    if record.name != recipe.name:
+        raise ConfigError(
+            f"Output folder {out} holds a run of {record.name!r}, expected {recipe.name!r}. "
+            "Do: give another folder with -o."
+        )
+    return {step.id: step for step in record.steps}
+
+
+def _reused(
+    recipe: Recipe, choice: Choice, previous: Mapping[str, StepRecord], fingerprints: Mapping[str, str]
+) -> set[str]:
+    """Ids of the steps whose earlier result stands."""
+    fresh = {
+        step_id
+        for step_id in recipe.steps
+        if step_id in previous
+        and previous[step_id].status == "done"
+        and previous[step_id].fingerprint == fingerprints[step_id]
+    }
+    order = list(recipe.steps)
+    if choice.only:
+        needed = _needed(recipe, choice.only)
+    elif choice.start_from:
+        needed = order[: order.index(choice.start_from)]
+    else:
+        return fresh if choice.resume else set()
+    stale = [step_id for step_id in needed if step_id not in fresh]
+    if stale:
+        state = "changed since it ran" if stale[0] in previous else "not in the output folder"
+        asked = choice.only or choice.start_from
+        raise ConfigError(
+            f"Cannot start at step {asked!r}: step {stale[0]!r}, which comes before it, is {state}. "
+            f"Do: run it first with --only {stale[0]}, or use --resume."
+        )
+    return set(needed)
+
+
+def _needed(recipe: Recipe, step_id: str) -> list[str]:
+    """The steps whose results ``step_id`` uses, directly or through others, in recipe order."""
+    found: set[str] = set()
+    waiting = [step_id]
+    while waiting:
+        inputs = set(recipe.inputs_of(waiting.pop())) - found
+        found |= inputs
+        waiting += inputs
+    return [name for name in recipe.steps if name in found]
+
+
+def _half_done(step: StepRecord | None, fingerprint: str) -> bool:
+    return step is not None and step.status != "done" and step.fingerprint == fingerprint

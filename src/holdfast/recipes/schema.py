@@ -1,0 +1,259 @@
+"""What a recipe is: a named sequence of steps, each a tagged union on ``do``. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from holdfast.core.config import Config, apply_overrides, load_yaml, problems_of, report
+from holdfast.core.errors import ConfigError, did_you_mean
+from holdfast.data.sources import SourceConfig
+from holdfast.models.config import ModelConfig
+from holdfast.training.config import TrainConfig
+
+RESERVED_IDS = ("lab", "new")
+"""Words that mean a model source and therefore cannot name a step."""
+
+STEP_ID = r"^[a-z][a-z0-9_-]*$"
+
+
+def _as_source(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+Model = Annotated[ModelConfig, BeforeValidator(_as_source)]
+"""A model: ``lab``, a step's id, a folder, ``owner/name`` on the hub, or a mapping with more settings."""
+
+Source = Annotated[SourceConfig, BeforeValidator(_as_source)]
+"""Rows: ``lab/arithmetic``, a file, a hub name, or a mapping with more settings."""
+
+
+class NewTokenizer(Config):
+    """A byte-level BPE that is trained on the step's rows before anything else."""
+
+    vocab_size: int = Field(ge=263)
+    """Tokens in all: 256 bytes, 7 control tokens and the merges."""
+    min_frequency: int = Field(default=2, ge=1)
+    """A merge must occur this often."""
+
+
+class TrainStep(TrainConfig):
+    """Fine-tune a model on rows. Every training setting stands directly under the step."""
+
+    refers: ClassVar[Mapping[str, str]] = {"model": "train"}
+
+    do: Literal["train"]
+    model: Model | None = None
+    """The model to start from; the recipe's ``model`` where it is left out."""
+    data: tuple[Source, ...] = Field(min_length=1)
+    """Rows to learn, mixed in random order."""
+    validation: tuple[Source, ...] = ()
+    """Rows for the validation loss: early stopping and the best checkpoint go by it."""
+    tokenizer: NewTokenizer | None = None
+    """For a model whose source is ``new``: train its tokenizer here."""
+    quick: dict[str, Any] = Field(default_factory=dict)
+    """Settings of this step that ``--quick`` replaces."""
+
+    def training(self) -> TrainConfig:
+        """The training settings alone, as the loop wants them."""
+        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
+
+
+class EvaluateStep(Config):
+    """Measure a model on tasks and keep a log of every answer."""
+
+    refers: ClassVar[Mapping[str, str]] = {"model": "train"}
+
+    do: Literal["evaluate"]
+    model: Model | None = None
+    """The model to measure; the recipe's ``model`` where it is left out."""
+    tasks: tuple[str, ...] = ()
+    """Task names, e.g. ``lab/arithmetic`` or ``gsm8k``."""
+    suite: str = ""
+    """Suites, separated by commas, e.g. ``safety,utility``."""
+    limit: int | None = Field(default=None, ge=1)
+    """Rows per task; all of them where it is left out."""
+    batch_size: int = Field(default=16, ge=1)
+    """Prompts that are decoded together."""
+    seed: int = 0
+    """Seed of the rows and of the bootstrap."""
+    quick: dict[str, Any] = Field(default_factory=dict)
+    """Settings of this step that ``--quick`` replaces."""
+
+
+class CompareStep(Config):
+    """Set two evaluations beside each other, paired by prompt."""
+
+    refers: ClassVar[Mapping[str, str]] = {"before": "evaluate", "after": "evaluate"}
+
+    do: Literal["compare"]
+    before: str
+    """Id of the evaluate step that is the reference."""
+    after: str
+    """Id of the evaluate step that is compared with it."""
+
+
+Step = Annotated[TrainStep | EvaluateStep | CompareStep, Field(discriminator="do")]
+
+
+class Recipe(Config):
+    """A whole run: what is done, in order."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Short name; also the default output folder under ``runs/``."""
+    title: str = ""
+    """One line for the head of the report."""
+    description: str = ""
+    """What the run shows and how long it takes."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of every step that does not set its own."""
+    model: Model | None = None
+    """The model of every step that does not name one."""
+    steps: dict[str, Step] = Field(min_length=1)
+    """Steps by id, in the order in which they run."""
+
+    def model_of(self, step_id: str) -> ModelConfig:
+        """The model that a step names, or else the recipe's."""
+        own = getattr(self.steps[step_id], "model", None) or self.model
+        if own is None:
+            raise ConfigError(f"steps.{step_id}.model: missing, and the recipe has no 'model' either.")
+        return own
+
+    def inputs_of(self, step_id: str) -> tuple[str, ...]:
+        """Ids of the steps whose results a step uses."""
+        step = self.steps[step_id]
+        named = (self.model_of(step_id).source if key == "model" else getattr(step, key) for key in type(step).refers)
+        return tuple(name for name in dict.fromkeys(named) if name in self.steps)
+
+
+STEP_TYPES: dict[str, type[Config]] = {
+    get_args(kind.model_fields["do"].annotation)[0]: kind for kind in get_args(get_args(Step)[0])
+}
+"""Every kind of step by the word that ``do`` has for it."""
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = (), *, quick: bool = False) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        path: The YAML file.
+        overrides: ``a.b=c`` replacements; steps are addressed as ``steps.<id>.<key>``.
+        quick: Replace each step's settings by those of its ``quick`` block, and cap rows and steps without one.
+    Raises:
+        ConfigError: The file or an override is malformed, or the recipe has problems; all of them are in the message.
+    """
+    document = load_yaml(path)
+    overrides = list(overrides)
+    for override in overrides:
+        _known_step(document, override)
+    document = apply_overrides(document, overrides)
+    document.setdefault("name", path.stem)
+    recipe = parse_recipe(document, path.name)
+    quick_recipe = parse_recipe(quickened(document), f"{path.name} with --quick")
+    return quick_recipe if quick else recipe
+
+
+def parse_recipe(document: Mapping[str, Any], file: str) -> Recipe:
+    """Validate a recipe given as a mapping; ``file`` is the name to print.
+
+    Raises:
+        ConfigError: Every problem of the recipe, one a line.
+    """
+    problems: list[str] = []
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(_with_seeds(document))
+    except ValidationError as error:
+        problems = problems_of(error, Recipe)
+    problems += _reference_problems(document)
+    if recipe is None or problems:
+        raise report(file, problems)
+    return recipe
+
+
+def quickened(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The same recipe with fewer rows and steps: each step's ``quick`` block, or else a general cap."""
+    steps = {}
+    for step_id, step in document["steps"].items():
+        changes = step.get("quick") or _general_cap(step)
+        replaced = {other for key, other in (("steps", "epochs"), ("epochs", "steps")) if key in changes}
+        steps[step_id] = {key: value for key, value in step.items() if key not in replaced} | changes
+    return {**document, "steps": steps}
+
+
+QUICK_ROWS = 50
+QUICK_FRACTION = 10
+
+
+def _general_cap(step: Mapping[str, Any]) -> dict[str, Any]:
+    if step["do"] == "evaluate":
+        return {"limit": min(step.get("limit") or QUICK_ROWS, QUICK_ROWS)}
+    if step["do"] != "train":
+        return {}
+    sources = [_as_source(source) for source in step["data"]]
+    data = [{**source, "rows": min(source.get("rows") or QUICK_ROWS, QUICK_ROWS)} for source in sources]
+    length = {"steps": max(1, step["steps"] // QUICK_FRACTION)} if step.get("steps") else {"epochs": 1}
+    return {"data": data, **length}
+
+
+def _with_seeds(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Hand the recipe's seed down to the steps that have a seed and do not set it."""
+    steps = document.get("steps")
+    if not isinstance(steps, dict) or not isinstance(document.get("seed", 0), int):
+        return dict(document)
+    seeded = {}
+    for step_id, step in steps.items():
+        kind = STEP_TYPES.get(str(step.get("do"))) if isinstance(step, dict) else None
+        takes_seed = kind is not None and "seed" in kind.model_fields
+        seeded[step_id] = {"seed": document.get("seed", 0), **step} if takes_seed else step
+    return {**document, "steps": seeded}
+
+
+def _known_step(document: Mapping[str, Any], override: str) -> None:
+    keys = override.partition("=")[0].strip().split(".")
+    steps = document.get("steps")
+    if keys[0] == "steps" and len(keys) > 1 and isinstance(steps, dict) and keys[1] not in steps:
+        raise ConfigError(f"Cannot apply --set {override!r}: no step {keys[1]!r}. {did_you_mean(keys[1], steps)}")
+
+
+def _reference_problems(document: Mapping[str, Any]) -> list[str]:
+    """Problems between steps, found on the raw mapping so that they are reported beside those of the fields."""
+    steps = document.get("steps")
+    if not isinstance(steps, dict):
+        return []
+    problems = []
+    order = [str(step_id) for step_id in steps]
+    default = document.get("model")
+    for position, (step_id, step) in enumerate(steps.items()):
+        where = f"steps.{step_id}"
+        if not re.fullmatch(STEP_ID, str(step_id)) or step_id in RESERVED_IDS:
+            problems.append(f"{where}: not a step id: use small letters, digits, '-' and '_', and not 'lab' or 'new'")
+        if not isinstance(step, dict) or step.get("do") not in STEP_TYPES:
+            continue
+        for key, wanted in getattr(STEP_TYPES[step["do"]], "refers", {}).items():
+            named = step.get(key, default if key == "model" else None)
+            problems += _reference_problem(f"{where}.{key}", named, wanted, order[:position], steps)
+    return problems
+
+
+def _reference_problem(where: str, named: Any, wanted: str, earlier: list[str], steps: Mapping[str, Any]) -> list[str]:
+    plain = isinstance(named, str)
+    target = named.get("source") if isinstance(named, dict) else named
+    if target is None:
+        return [f"{where}: missing, and the recipe has no 'model' either"] if where.endswith(".model") else []
+    if target not in steps:
+        free = where.endswith(".model") and (not plain or _is_model_source(str(target)))
+        hint = " (write a hub model without an owner as {source: NAME})" if where.endswith(".model") else ""
+        return [] if free else [f"{where}: no step {target!r}. {did_you_mean(str(target), earlier)}{hint}"]
+    if target not in earlier:
+        return [f"{where}: step {target!r} does not run before this step. Put it above"]
+    found = steps[target].get("do") if isinstance(steps[target], dict) else None
+    return [] if found == wanted else [f"{where}: step {target!r} is a {found!r} step, expected a {wanted!r} step"]
+
+
+def _is_model_source(name: str) -> bool:
+    return name in RESERVED_IDS or "/" in name or Path(name).exists()

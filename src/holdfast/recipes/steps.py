@@ -1,0 +1,162 @@
+"""What each kind of step does. Everything heavy is imported inside the functions."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.core.files import folder_atomically, sha256_of
+from holdfast.core.results import Artifact, Metric, Sample, StepRecord, Verdict
+from holdfast.models.config import ModelConfig
+from holdfast.recipes.schema import Recipe, TrainStep
+
+if TYPE_CHECKING:
+    from holdfast.data.examples import Example
+
+MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
+"""Where the training loop leaves its result, under the step's folder."""
+TOKENIZER_FOLDER = "tokenizer"
+CURVES = ("loss", "validation/loss", "learning_rate", "gradient_norm", "tokens_per_second")
+"""Series of the training log that go into `run.json`; the whole log stays beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a step may know while it runs."""
+
+    recipe: Recipe
+    step_id: str
+    out: Path
+    done: Mapping[str, StepRecord]
+    """Finished steps before this one."""
+    resume: bool
+    """Continue what an earlier, interrupted run of this step left."""
+    say: Callable[[str], None]
+
+    @property
+    def folder(self) -> Path:
+        """Where this step writes."""
+        return self.out / self.step_id
+
+    def config(self) -> dict[str, Any]:
+        """The step's configuration as it runs, for the record."""
+        step = self.recipe.steps[self.step_id]
+        config = step.model_dump(mode="json")
+        if "model" in type(step).model_fields:
+            config["model"] = self.recipe.model_of(self.step_id).model_dump(mode="json")
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step leaves in its record."""
+
+    metrics: tuple[Metric, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    curves: Mapping[str, list[tuple[float, float]]] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+    notes: tuple[str, ...] = ()
+    model_name: str = ""
+    peak_bytes: int | None = None
+
+    def as_fields(self) -> dict[str, Any]:
+        """Keyword arguments of `StepRecord`."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def resolve_model(recipe: Recipe, step_id: str, out: Path) -> ModelConfig:
+    """The model a step starts from, with a step's id replaced by the folder that step wrote.
+
+    An adapter is put on the model it was trained on.
+    """
+    wanted = recipe.model_of(step_id)
+    if wanted.source not in recipe.steps:
+        return wanted
+    folder = out / wanted.source / ADAPTER_FOLDER
+    if not folder.exists():
+        return wanted.model_copy(update={"source": str(out / wanted.source / MODEL_FOLDER)})
+    base = resolve_model(recipe, wanted.source, out)
+    return base.model_copy(update=_explicit(wanted) | {"source": base.source, "adapter": str(folder)})
+
+
+def _explicit(config: ModelConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.model_fields_set}
+
+
+def _train(context: Context) -> Outcome:
+    from holdfast.data.sources import load_examples
+    from holdfast.models.load import load_model
+    from holdfast.training.loop import train
+
+    step = context.recipe.steps[context.step_id]
+    assert isinstance(step, TrainStep)
+    rows = [row for source in step.data for row in load_examples(source)]
+    validation = [row for source in step.validation for row in load_examples(source)]
+    config = resolve_model(context.recipe, context.step_id, context.out)
+    if step.tokenizer is not None:
+        config = config.model_copy(update={"tokenizer": str(_new_tokenizer(context, step, rows))})
+    loaded = load_model(config)
+    result = train(
+        loaded,
+        rows,
+        step.training(),
+        out=context.folder,
+        validation=validation or None,
+        resume=context.resume,
+    )
+    shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+    rate = Metric(name="training/tokens_per_second", value=round(result.tokens_per_second, 1), n=result.steps)
+    return Outcome(
+        metrics=(rate,),
+        artifacts=(_artifact(context, result.folder),),
+        curves={name: thinned(curve) for name, curve in result.curves.items() if name in CURVES},
+        notes=result.notes,
+        model_name=loaded.name,
+        peak_bytes=result.peak_bytes,
+    )
+
+
+def _new_tokenizer(context: Context, step: TrainStep, rows: list[Example]) -> Path:
+    """Train the tokenizer of a new model on the step's own rows; a resumed step keeps the one it has."""
+    from holdfast.models.build import train_tokenizer
+
+    assert step.tokenizer is not None
+    folder = context.folder / TOKENIZER_FOLDER
+    if not folder.exists():
+        settings = step.tokenizer
+        made = train_tokenizer(_texts(rows), settings.vocab_size, min_frequency=settings.min_frequency)
+        with folder_atomically(folder) as fresh:
+            made.save_pretrained(fresh)
+    return folder
+
+
+def _texts(rows: list[Example]) -> Iterator[str]:
+    for row in rows:
+        yield from (message.content for message in row.messages)
+        yield row.answer
+
+
+def thinned(curve: Sequence[tuple[float, float]], points: int = 300) -> list[tuple[float, float]]:
+    """A curve of at most ``points`` points, each the mean of a stretch, so that `run.json` stays small.
+
+    >>> thinned([(1, 4.0), (2, 2.0), (3, 1.0)], points=2)
+    [(2, 3.0), (3, 1.0)]
+    """
+    width = math.ceil(len(curve) / points)
+    if width <= 1:
+        return list(curve)
+    stretches = [curve[start : start + width] for start in range(0, len(curve), width)]
+    return [(stretch[-1][0], sum(y for _, y in stretch) / len(stretch)) for stretch in stretches]
+
+
+def _artifact(context: Context, path: Path) -> Artifact:
+    return Artifact(path=path.relative_to(context.out).as_posix(), sha256=sha256_of(path))
+
+
+EXECUTORS: dict[str, Callable[[Context], Outcome]] = {"train": _train}
+"""How each kind of step runs, by the word that ``do`` has for it."""
