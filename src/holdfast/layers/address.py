@@ -308,8 +308,8 @@ class LayerMap:
         weight = getattr(self.module(name), "weight", None)
         if not isinstance(weight, nn.Parameter):
             raise LayerError(
-                f"cannot reach the weight of {name}: got {type(self.module(name)).__name__} without a weight, expected a "
-                "linear layer with one. Load the model without this quantization."
+                f"cannot reach the weight of {name}: got {type(self.module(name)).__name__} without a weight, expected "
+                "a linear layer. Load the model without this quantization."
             )
         return weight
 
