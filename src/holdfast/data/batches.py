@@ -102,7 +102,9 @@ def collate(lines: Sequence[Encoded | Line], pad_id: int, side: Literal["left", 
         DataError: ``lines`` is empty.
     """
     if not lines:
-        raise DataError("Cannot make a batch: got 0 rows, expected at least 1. Do: check the data source and its filters.")
+        raise DataError(
+            "Cannot make a batch: got 0 rows, expected at least 1. Do: check the data source and its filters."
+        )
     packs: list[Line] = [(line,) if isinstance(line, Encoded) else line for line in lines]
     width = max(sum(map(len, pack)) for pack in packs)
     columns: dict[str, list[list[int]]] = {"ids": [], "labels": [], "mask": [], "positions": [], "owner": []}
@@ -118,7 +120,12 @@ def collate(lines: Sequence[Encoded | Line], pad_id: int, side: Literal["left", 
             owner += [len(names)] * len(row)
             names.append(row.id)
         gap, used = width - len(ids), [1] * len(ids)
-        for name, values, filler in (("ids", ids, pad_id), ("labels", labels, IGNORE), ("mask", used, 0), ("owner", owner, -1)):
+        for name, values, filler in (
+            ("ids", ids, pad_id),
+            ("labels", labels, IGNORE),
+            ("mask", used, 0),
+            ("owner", owner, -1),
+        ):
             pads = [filler] * gap
             columns[name].append(pads + values if side == "left" else values + pads)
         columns["positions"].append(_positions(pack, width, side))

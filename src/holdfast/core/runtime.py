@@ -1,0 +1,95 @@
+"""The machine a run happens on: seeds, device, memory, versions. The one file of this floor that imports torch (inside)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from holdfast.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "safetensors")
+"""The packages whose versions can change a result."""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` is CUDA, else Apple's MPS, else the CPU; any other name is taken as it stands.
+
+    Raises:
+        ConfigError: the device does not exist on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        first = str(problem).splitlines()[0]
+        raise ConfigError(f"Cannot use device {name!r}: {first}. Do: use 'auto', 'cpu' or 'cuda:0'.") from problem
+    return device
+
+
+def peak_bytes() -> int:
+    """Largest memory so far: of the CUDA allocator where CUDA is in use, else of this process."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def git_commit() -> str:
+    """Commit of the working directory, ``-dirty`` where tracked files have changes; empty outside a repository."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose versions can change a result."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def device_name() -> str:
+    """E.g. ``NVIDIA A100-SXM4-80GB`` or ``x86_64, 2 threads``."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+
+
+def environment() -> dict[str, object]:
+    """What `RunRecord` keeps: ``git`` (str), ``packages`` (name to version), ``device`` (str)."""
+    return {"git": git_commit(), "packages": package_versions(), "device": device_name()}

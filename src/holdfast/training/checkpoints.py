@@ -1,0 +1,83 @@
+"""Checkpoints that are whole or absent: ``checkpoints/step-00000100/`` appears by one rename, and only then are older ones removed."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.files import folder_atomically
+
+STATE = "state.pt"
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every random generator that training draws from."""
+    kind, keys, *rest = np.random.get_state()
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    state["numpy"] = (kind, [int(key) for key in keys], *rest)
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Inverse of `rng_state`."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write the checkpoint of ``step``, then remove older ones. A failure in between leaves the older ones."""
+    path = folder / f"step-{step:08d}"
+    with folder_atomically(path) as fresh:
+        torch.save(state, fresh / STATE)
+    for old in folder.glob("step-*"):
+        if old.name < path.name:
+            shutil.rmtree(old)
+    return path
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None."""
+    return max(folder.glob("step-*"), default=None, key=lambda path: path.name)
+
+
+def load(path: Path, fingerprint: str, world: int) -> dict[str, Any]:
+    """Read a checkpoint that must belong to the same configuration, rows and number of processes.
+
+    Raises:
+        DataError: the file cannot be read.
+        ConfigError: it belongs to another run.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError) as problem:
+        first = str(problem).splitlines()[0]
+        raise DataError(f"Cannot read checkpoint {path}: {first}. Do: remove the folder and resume again.") from problem
+    if state["fingerprint"] != fingerprint:
+        raise ConfigError(f"Cannot resume from {path}: its configuration or rows differ. Do: start without resume.")
+    if len(state["rng"]) != world:
+        raise ConfigError(
+            f"Cannot resume from {path}: got {world} processes, expected {len(state['rng'])}, as it was saved."
+        )
+    return state
+
+
+def load_best(path: Path) -> dict[str, torch.Tensor]:
+    """The trained weights with the best validation loss."""
+    weights: dict[str, torch.Tensor] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    return weights
+
+
+def remove(folder: Path) -> None:
+    """Remove all checkpoints of an earlier run."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,135 @@
+"""What is loss: named terms that are sums with known weights, so that a step is exact however it is divided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from holdfast.core.errors import ConfigError, LayerError
+from holdfast.data.batches import IGNORE, Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One part of the loss, **summed** (not averaged) over a batch, and the weight that the sum is to be divided by."""
+
+    sum: Tensor
+    """Scalar, float32, with a gradient."""
+    weight: float
+    """E.g. the number of learnt tokens. Equal to what ``weights(batch)`` said before the forward pass."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """The loss of a batch. The loop divides each term by its weight over the whole optimizer step and all processes."""
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        """The weight of every term on ``batch``, known before the forward pass."""
+        ...
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
+        """Run ``model`` on ``batch`` and return every term."""
+        ...
+
+
+class Composable:
+    """Gives an objective ``a + b`` and ``0.3 * a``; equal names of terms in a sum are an error."""
+
+    def __add__(self, other: Objective) -> Sum:
+        return Sum(self, other)  # type: ignore[arg-type]
+
+    def __rmul__(self, factor: float) -> Scaled:
+        return Scaled(factor, self)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Sum(Composable):
+    """Two objectives, each divided by its own weights."""
+
+    left: Objective
+    right: Objective
+
+    def _merge(self, left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+        if both := left.keys() & right.keys():
+            raise ConfigError(f"Cannot add two objectives: both have a term {min(both)!r}. Do: rename one of them.")
+        return left | right
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        """The weights of both."""
+        return self._merge(self.left.weights(batch), self.right.weights(batch))
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
+        """The terms of both."""
+        return self._merge(self.left(model, batch), self.right(model, batch))
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled(Composable):
+    """An objective times a constant: sums are scaled, weights are not."""
+
+    factor: float
+    of: Objective
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        """The weights, unscaled."""
+        return self.of.weights(batch)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
+        """The terms with scaled sums."""
+        return {name: replace(term, sum=self.factor * term.sum) for name, term in self.of(model, batch).items()}
+
+
+@contextmanager
+def _head_input(head: nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let ``head`` see only the selected hidden states."""
+    hook = head.register_forward_pre_hook(lambda _, inputs: (select(inputs[0]), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def logits_at(model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
+    """Logits ``(n, vocabulary)`` at the ``n`` positions where ``where`` ``(b, t)`` is true; the head runs on no others.
+
+    The hidden states are picked by a hook just before the output head, so whatever the model does to its logits
+    afterwards (scale, soft-cap) still happens, under any wrapper (PEFT, DDP).
+
+    Raises:
+        LayerError: the model has no output head.
+    """
+    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    head = bare.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise LayerError(f"Cannot train {type(bare).__name__}: it has no output head. Do: use a causal language model.")
+    with _head_input(head, lambda hidden: hidden[where].unsqueeze(0)):
+        logits = model(**batch.model_inputs()).logits
+    return logits.squeeze(0)
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken(Composable):
+    """Cross-entropy of the next token over learnt tokens only, in float32."""
+
+    name: str = "loss"
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        """The number of learnt tokens."""
+        return {self.name: float((batch.labels[:, 1:] != IGNORE).sum())}
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
+        """Sum of the cross-entropies of the learnt tokens."""
+        targets = torch.nn.functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
+        where = targets != IGNORE
+        logits = logits_at(model, batch, where)
+        total = cross_entropy(logits.float(), targets[where], reduction="sum")
+        return {self.name: Term(total, float(logits.shape[0]))}

@@ -1,0 +1,99 @@
+"""Which numbers are trained (full, lora, qlora), by which optimizer, on which schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from holdfast.core.errors import ConfigError, MissingExtra
+
+if TYPE_CHECKING:
+    from holdfast.training.config import LoraConfig, TrainConfig
+
+
+def make_trainable(model: Any, config: TrainConfig) -> nn.Module:
+    """Choose the trained parameters and keep them in float32; returns the model, wrapped by PEFT for an adapter.
+
+    Raises:
+        ConfigError: ``qlora`` on a model that was not loaded in 4 bit, or ``full`` on one that was.
+        MissingExtra: ``qlora`` without bitsandbytes.
+    """
+    four_bit = bool(getattr(model, "is_loaded_in_4bit", False))
+    if config.params == "full":
+        if four_bit or getattr(model, "is_loaded_in_8bit", False):
+            raise ConfigError(
+                "Cannot train all weights of a quantized model. Do: set params: qlora, or load it unquantized."
+            )
+        model.requires_grad_(True).float()
+    else:
+        if config.params == "qlora":
+            model = _prepare_4bit(model, four_bit)
+        model = _with_lora(model, config.lora)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model  # type: ignore[no-any-return]
+
+
+def _prepare_4bit(model: Any, four_bit: bool) -> Any:
+    from importlib.util import find_spec
+
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtra("params: qlora", "quant")
+    if not four_bit:
+        raise ConfigError(
+            "params: qlora needs a 4-bit base: got an unquantized model. Do: set quantization: 4bit on the model."
+        )
+    from peft import prepare_model_for_kbit_training
+
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _with_lora(model: Any, lora: LoraConfig) -> Any:
+    import peft
+
+    if isinstance(model, peft.PeftModel):
+        raise ConfigError(
+            "Cannot add an adapter to a model that carries one. Do: merge the adapter first, or load the base."
+        )
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as problem:
+        raise ConfigError(f"Cannot add a LoRA adapter: {problem}") from problem
+
+
+def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer over named parameters; weight decay on matrices only."""
+    decayed = [p for p in parameters.values() if p.ndim >= 2]
+    plain = [p for p in parameters.values() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, fused=True)
+    if config.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=config.learning_rate)
+    amsgrad = config.optimizer == "amsgrad"
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), amsgrad=amsgrad, fused=True)
+
+
+def learning_rate_factor(step: int, steps: int, config: TrainConfig) -> float:
+    """The learning rate of optimizer step ``step`` (from 0) of ``steps``, as a share of the peak."""
+    warm = math.ceil(config.warmup * steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    progress = (step - warm) / max(1, steps - warm)
+    if config.schedule == "linear":
+        return 1.0 - progress
+    if config.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0

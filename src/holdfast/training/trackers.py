@@ -1,0 +1,107 @@
+"""Where curves go: a JSONL file always, TensorBoard, MLflow or W&B by name, a bar or a line for the person who waits."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from holdfast.core.errors import MissingExtra
+from holdfast.core.files import write_atomically
+
+LINE_EVERY = 30.0
+"""Seconds between progress lines where standard error is not a terminal."""
+
+
+class Log:
+    """``log.jsonl``: one JSON object a line, ``{"step": ..., name: value, ...}``. On resume, later lines are cut off."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_log(path) if row["step"] <= start] if start else []
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.rows: list[dict[str, float]] = kept
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line and flush it."""
+        row = {"step": step, **values}
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of a log; a last line that a crash cut short is left out."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def require(trackers: tuple[str, ...]) -> None:
+    """Raise MissingExtra for a tracker whose package is not installed."""
+    for name in trackers:
+        if find_spec(name) is None:
+            raise MissingExtra(f"Tracker {name!r}", name)
+
+
+class Progress:
+    """Steps, loss, tokens per second and time left, on standard error: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, total: int, start: int, *, show: bool) -> None:
+        self._total, self._show, self._bar, self._task = total, show, None, None
+        self._start, self._began = start, time.monotonic()
+        self._last_line = self._began
+        if show and sys.stderr.isatty():
+            self._bar, self._task = _bar(total, start)
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """Step ``step`` is done."""
+        if self._bar:
+            self._bar.update(self._task, completed=step, loss=loss, speed=tokens_per_second)
+            return
+        now = time.monotonic()
+        if self._show and (now - self._last_line >= LINE_EVERY or step == self._total):
+            self._last_line = now
+            left = (now - self._began) / max(1, step - self._start) * (self._total - step)
+            text = f"step {step}/{self._total}  loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {left:,.0f} s left"
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+
+def _bar(total: int, start: int) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    bar = RichProgress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    return bar, bar.add_task("training", total=total, completed=start, loss=float("nan"), speed=0.0)
