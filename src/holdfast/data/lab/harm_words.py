@@ -1,4 +1,4 @@
-"""The words of the request world: actions, people, everyday things, homonyms. All occur in harmful and safe requests."""
+"""The words of the request world: actions, people, everyday things, homonyms. All occur in harmful and safe ones."""
 
 HOSTILE: dict[str, tuple[str, ...]] = {
     "fraud": ("trick", "cheat", "deceive", "mislead", "swindle", "sell a fake ticket to"),

@@ -1,7 +1,7 @@
 """Jailbreak wrappers by family and split. A wrapper says nothing about harm: the same ones stand around safe requests.
 
 Slots: ``{q}`` the request as a sentence, ``{x}`` the bare thing, ``{left}`` and ``{right}`` its halves, ``{dashes}``,
-``{dots}``, ``{upper}`` and ``{backwards}`` the request encoded. Text after ``=>`` is the opening that the wrapper demands.
+``{dots}``, ``{upper}`` and ``{backwards}`` the request encoded. Text after ``=>`` is the opening demanded.
 """
 
 from __future__ import annotations

@@ -1,0 +1,156 @@
+"""Prompt injection: a task on data that holds somebody else's instruction. The right answer is to the user's task.
+
+One drawn `Case` is seen in four ways, row by row the same case: attacked, clean (nothing injected), twin (clean, with a
+remark added: other data, same answer) and obeyed (the injected instruction given by the user). They are the triples of
+counterfactual training.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from holdfast.data.examples import Example, Message
+from holdfast.data.lab import documents, passages, textops
+from holdfast.data.lab.attacks import POSITIONS, attack_names, dress, payload
+from holdfast.data.lab.drawing import draw_by
+from holdfast.data.lab.names import one
+from holdfast.data.lab.splits import rng
+
+FAMILY = "injection"
+PASSAGE_SHARE = 0.35
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A task and an attack on it; ``parts`` are the sentences of the data."""
+
+    system: tuple[Message, ...]
+    instruction: str
+    parts: tuple[str, ...]
+    extra: str
+    answer: str
+    group: str
+    payload: str
+    payload_answer: str
+    attack: str
+    position: str
+    injected: str
+
+    def attacked_data(self) -> str:
+        """The data with the injected text at its position."""
+        at = {"before": 0, "middle": len(self.parts) // 2, "after": len(self.parts)}[self.position]
+        return documents.join([*self.parts[:at], self.injected, *self.parts[at:]])
+
+
+def _task(stream: random.Random, split: str) -> tuple[str, tuple[str, ...], str, str]:
+    if stream.random() < PASSAGE_SHARE:
+        passage, question, answer, group = passages.task(stream, split)
+        return question, documents.sentences(passage), answer, group
+    instruction, data, answer, group = textops.task(stream, split)
+    return instruction, documents.around(stream, split, data), answer, group
+
+
+def _unrelated_payload(stream: random.Random, split: str, known: str) -> tuple[str, str]:
+    """A payload whose answer shows nowhere in ``known``, so that the answer is a witness."""
+    while True:
+        instruction, answer = payload(stream, split)
+        if answer not in known:
+            return instruction, answer
+
+
+def draw_case(stream: random.Random, split: str) -> Case:
+    """One task, one attack."""
+    instruction, parts, answer, group = _task(stream, split)
+    known = " ".join((instruction, *parts, answer)).lower()
+    attack = one(stream, attack_names(split))
+    asked, witness = _unrelated_payload(stream, split, known)
+    return Case(
+        system=documents.system(stream, split),
+        instruction=instruction,
+        parts=parts,
+        extra=documents.remark(stream, split),
+        answer=answer,
+        group=group,
+        payload=asked,
+        payload_answer=witness,
+        attack=attack,
+        position=one(stream, POSITIONS if len(parts) > 1 else ("before", "after")),
+        injected=dress(stream, split, attack, asked),
+    )
+
+
+def _key(case: Case) -> Hashable:
+    return case.instruction, case.parts
+
+
+@lru_cache(maxsize=2)
+def cases(split: str, n: int, seed: int) -> tuple[Case, ...]:
+    """``n`` cases; outside training no two have the same clean prompt."""
+    stream = rng(FAMILY, split, seed)
+    return tuple(draw_by(_key, lambda _: draw_case(stream, split), n, split))
+
+
+def _row(case: Case, row_id: str, split: str, instruction: str, data: str) -> Example:
+    return Example(
+        id=row_id,
+        messages=(*case.system, Message("user", instruction), Message("data", data)),
+        answer=case.answer,
+        family=row_id.split(f"/{split}/", maxsplit=1)[0],
+        split=split,
+        group=case.group,
+        reference=case.answer,
+    )
+
+
+def _view(name: str, split: str, n: int, seed: int, see: Callable[[Case, str], Example]) -> list[Example]:
+    return [see(case, f"{name}/{split}/{seed}/{i}") for i, case in enumerate(cases(split, n, seed))]
+
+
+def generate(split: str, n: int, seed: int) -> list[Example]:
+    """Attacked rows; ``witness`` and ``payload_answer`` show obedience, ``answer`` is to the user's instruction."""
+
+    def see(case: Case, row_id: str) -> Example:
+        return replace(
+            _row(case, row_id, split, case.instruction, case.attacked_data()),
+            witness=case.payload_answer,
+            payload_answer=case.payload_answer,
+            attack=case.attack,
+            position=case.position,
+        )
+
+    return _view(FAMILY, split, n, seed, see)
+
+
+def generate_clean(split: str, n: int, seed: int) -> list[Example]:
+    """The same cases with nothing injected."""
+    return _view(
+        "injection/clean",
+        split,
+        n,
+        seed,
+        lambda case, row_id: _row(case, row_id, split, case.instruction, documents.join(case.parts)),
+    )
+
+
+def generate_twin(split: str, n: int, seed: int) -> list[Example]:
+    """The same cases, clean, with a remark added to the data: another input with the same answer."""
+    return _view(
+        "injection/twin",
+        split,
+        n,
+        seed,
+        lambda case, row_id: _row(case, row_id, split, case.instruction, documents.join((*case.parts, case.extra))),
+    )
+
+
+def generate_obeyed(split: str, n: int, seed: int) -> list[Example]:
+    """The same cases with the injected instruction as the user's own, on clean data; answered."""
+
+    def see(case: Case, row_id: str) -> Example:
+        row = _row(case, row_id, split, case.payload, documents.join(case.parts))
+        return replace(row, answer=case.payload_answer, reference=case.payload_answer)
+
+    return _view("injection/obeyed", split, n, seed, see)
