@@ -10,14 +10,11 @@ from holdfast.core.errors import DataError
 from holdfast.core.registry import Registry
 from holdfast.data.examples import Example
 from holdfast.data.lab.splits import SPLITS
+from holdfast.data.lab.textops import OPERATIONS
+from holdfast.data.lab.textops import generate as generate_textops
 
 Generate = Callable[[str, int, int], list[Example]]
 """``generate(split, n, seed)``: the same arguments give the same rows."""
-
-_OPERATIONS = (
-    "reverse sort sort_down first last count nth copy twice drop_first drop_last dash comma swap_ends translate say "
-    "after before replace number append prepend drop first_two last_two contains"
-).split()
 
 
 def _from(module: str, function: str = "generate") -> Generate:
@@ -34,8 +31,7 @@ def _operation(name: str) -> Generate:
     """The generator of one text operation."""
 
     def generate(split: str, n: int, seed: int) -> list[Example]:
-        rows: list[Example] = import_module(f"{__name__}.textops").generate(split, n, seed, name)
-        return rows
+        return generate_textops(split, n, seed, name)
 
     return generate
 
@@ -52,8 +48,8 @@ FAMILIES: Registry[Generate] = Registry(
         "jailbreak/benign": _from("jailbreak", "generate_benign"),
         "jailbreak/complied": _from("jailbreak", "generate_complied"),
         "passages": _from("passages"),
-        "textops": _from("textops"),
-        **{f"textops/{name}": _operation(name) for name in _OPERATIONS},
+        "textops": generate_textops,
+        **{f"textops/{name}": _operation(name) for name in OPERATIONS},
         "injection": _from("injection"),
         "injection/clean": _from("injection", "generate_clean"),
         "quoting": _from("quoting"),

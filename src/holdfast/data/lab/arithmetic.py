@@ -9,8 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import cache
+from itertools import permutations
 
 from holdfast.data.examples import Example, Message
+from holdfast.data.lab.drawing import draw
 from holdfast.data.lab.names import ITEMS, PEOPLE, one, some, within
 from holdfast.data.lab.splits import of_split
 from holdfast.data.lab.splits import rng as stream_of
@@ -62,9 +64,9 @@ def _more(sentence: str) -> Part:
 
 def _less(sentence: str) -> Part:
     def make(stream: random.Random, total: int) -> Step | None:
-        if total < 3:
+        if total < 4:
             return None
-        number = within(stream, 1, min(total - 1, 40))
+        number = within(stream, 2, min(total - 1, 40))
         return _step(sentence.format(n=number, p="{p}", q="{q}", i="{i}"), total, "-", number)
 
     return make
@@ -95,8 +97,8 @@ OPENINGS: dict[str, Part] = {
     "days": _groups("{p} makes {each} {i} a day for {count} days."),
     "both": _two("{p} has {a} {i} and {q} brings {b} more.", "+"),
     "days_sum": _two("{p} finds {a} {i} one day and {b} {i} the next day.", "+"),
-    "shop": _two("A shop has {a} {i} and sells {b} to {p}.", "-"),
-    "broken": _two("{p} has {a} {i} but {b} of them are broken.", "-"),
+    "throws": _two("{p} has {a} {i} and throws {b} of them away.", "-"),
+    "sold": _two("{p} has {a} {i} and sells {b} to {q}.", "-"),
 }
 CHANGES: dict[str, Part] = {
     "buys": _more("{p} buys {n} more."),
@@ -114,26 +116,28 @@ CHANGES: dict[str, Part] = {
     "third": _shares("{p} keeps only a third of them.", 3),
 }
 QUESTIONS: tuple[str, ...] = (
-    "How many {i} are there now?",
-    "How many {i} are left in the end?",
-    "What is the number of {i} now?",
-    "How many {i} are there in the end?",
-    "How many {i} are there?",
+    "How many {i} does {p} have now?",
+    "How many {i} does {p} have in the end?",
+    "What is the number of {i} that {p} has now?",
+    "How many {i} does {p} have?",
+    "How many {i} has {p} now?",
 )
-STEPS_WEIGHTS: tuple[float, float, float] = (0.2, 0.5, 0.3)
-"""Share of problems with no, one and two changes after the opening."""
+STEP_SHARES: tuple[float, float, float] = (0.2, 0.5, 0.3)
+"""Share of problems that need one, two and three steps of reasoning. The knob for difficulty."""
+_IDLE = ("has", "buys", "finds", "owns")
+"""Openings that need no step of reasoning."""
 
 
 @cache
-def templates(split: str, changes: int) -> tuple[tuple[str, ...], ...]:
-    """The sequences of parts of one split that have so many changes."""
-    sequences: list[tuple[str, ...]] = [(name,) for name in OPENINGS]
-    for _ in range(changes):
-        sequences = [(*seq, name) for seq in sequences for name in CHANGES if name not in seq]
-    if changes == 0:
-        sequences = [(name,) for name in OPENINGS if name not in ("has", "buys", "finds", "owns")]
-    keys = of_split((" ".join(seq) for seq in sequences), "arithmetic", split)
-    return tuple(tuple(key.split()) for key in keys)
+def templates(split: str, steps: int) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """The sequences of parts of one split that need so many steps, by opening."""
+    found: dict[str, tuple[tuple[str, ...], ...]] = {}
+    for opening in OPENINGS:
+        changes = steps if opening in _IDLE else steps - 1
+        keys = of_split((" ".join((opening, *names)) for names in permutations(CHANGES, changes)), "arithmetic", split)
+        if keys:
+            found[opening] = tuple(tuple(key.split()) for key in keys)
+    return found
 
 
 @cache
@@ -141,44 +145,39 @@ def _items(split: str) -> tuple[str, ...]:
     return tuple(of_split(ITEMS, "arithmetic/items", split))
 
 
+def _solved(stream: random.Random, template: tuple[str, ...]) -> list[Step] | None:
+    """The steps of a template with numbers drawn; None when they do not fit."""
+    steps = [OPENINGS[template[0]](stream, 0)]
+    for name in template[1:]:
+        before = steps[-1]
+        steps.append(CHANGES[name](stream, before[2]) if before else None)
+    return [step for step in steps if step] if all(steps) else None
+
+
 def _problem(stream: random.Random, split: str) -> tuple[str, str, int, str]:
-    """Question, reasoning, result and template of one problem."""
-    while True:
-        draw = stream.random()
-        changes = 0 if draw < STEPS_WEIGHTS[0] else 1 if draw < STEPS_WEIGHTS[0] + STEPS_WEIGHTS[1] else 2
-        sequences = templates(split, changes)
-        if not sequences:
-            continue
-        template = one(stream, sequences)
-        steps: list[Step] = []
-        for place, name in enumerate(template):
-            made = OPENINGS[name](stream, 0) if place == 0 else CHANGES[name](stream, steps[-1][2])
-            if made is None:
-                break
-            steps.append(made)
-        else:
-            sentences = " ".join(step[0] for step in steps)
-            reasoning = " ".join(step[1] for step in steps if step[1])
-            return sentences, reasoning, steps[-1][2], " ".join(template)
+    """Sentences, reasoning, result and template of one problem."""
+    one_step, two_steps, _ = STEP_SHARES
+    value = stream.random()
+    by_opening = templates(split, 1 if value < one_step else 2 if value < one_step + two_steps else 3)
+    openings = tuple(by_opening)
+    solved = None
+    while solved is None:
+        template = one(stream, by_opening[one(stream, openings)])
+        solved = _solved(stream, template)
+    reasoning = " ".join(thought for _, thought, _ in solved if thought)
+    return " ".join(sentence for sentence, _, _ in solved), reasoning, solved[-1][2], " ".join(template)
 
 
 def generate(split: str, n: int, seed: int) -> list[Example]:
     """``n`` word problems; ``answer`` ends in ``#### result`` and ``reference`` is the result."""
     stream = stream_of("arithmetic", split, seed)
-    out = []
-    for index in range(n):
+
+    def row(index: int) -> Example:
         text, reasoning, total, template = _problem(stream, split)
         first, second = some(stream, PEOPLE, 2)
         text = f"{text} {one(stream, QUESTIONS)}".format(p=first, q=second, i=one(stream, _items(split)) + "s")
-        out.append(
-            Example(
-                f"arithmetic/{split}/{seed}/{index}",
-                (Message("user", text),),
-                f"{reasoning} #### {total}",
-                "arithmetic",
-                split,
-                template,
-                reference=str(total),
-            )
-        )
-    return out
+        answer = f"{reasoning} #### {total}"
+        row_id = f"arithmetic/{split}/{seed}/{index}"
+        return Example(row_id, (Message("user", text),), answer, "arithmetic", split, template, reference=str(total))
+
+    return draw(row, n, split)
