@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from holdfast.data.examples import Example, Message
+from holdfast.data.lab.drawing import draw
 from holdfast.data.lab.names import INVENTED, one, part, some
 from holdfast.data.lab.splits import rng as stream_of
 from holdfast.data.lab.splits import split_of
@@ -203,22 +204,14 @@ def _question(stream: random.Random, split: str) -> tuple[str, str, tuple[str, .
 def generate(split: str, n: int, seed: int) -> list[Example]:
     """``n`` questions on the facts of the split; the answer is one letter."""
     stream = stream_of("choice", split, seed)
-    out = []
-    for index in range(n):
+
+    def row(index: int) -> Example:
         prompt, letter, options, fact = _question(stream, split)
-        out.append(
-            Example(
-                f"choice/{split}/{seed}/{index}",
-                (Message("user", prompt),),
-                letter,
-                "choice",
-                split,
-                fact.key,
-                reference=letter,
-                options=options,
-            )
-        )
-    return out
+        messages = (Message("user", prompt),)
+        row_id = f"choice/{split}/{seed}/{index}"
+        return Example(row_id, messages, letter, "choice", split, fact.key, reference=letter, options=options)
+
+    return draw(row, n, split)
 
 
 def facts(split: str, n: int, seed: int) -> list[Example]:

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from holdfast.data.examples import Example, Message
+from holdfast.data.lab.drawing import draw
 from holdfast.data.lab.names import ITEMS, NUMBERS, one, part
 from holdfast.data.lab.splits import rng as stream_of
 from holdfast.data.lab.splits import split_of
@@ -41,12 +42,8 @@ KINDS: dict[str, Kind] = {
     "square": Kind("squares {x}", "{x} ** 2", "number", "number", lambda x, _: x**2),
     "negate": Kind("negates {x}", "-{x}", "number", "number", lambda x, _: -x),
     "absolute": Kind("gives the absolute value of {x}", "abs({x})", "number", "number", lambda x, _: abs(x)),
-    "at_least": Kind(
-        "gives the larger of {x} and {c}", "max({x}, {c})", "number", "number", lambda x, c: max(x, c), "small"
-    ),
-    "at_most": Kind(
-        "gives the smaller of {x} and {c}", "min({x}, {c})", "number", "number", lambda x, c: min(x, c), "small"
-    ),
+    "at_least": Kind("gives the larger of {x} and {c}", "max({x}, {c})", "number", "number", max, "small"),
+    "at_most": Kind("gives the smaller of {x} and {c}", "min({x}, {c})", "number", "number", min, "small"),
     "as_text": Kind("turns {x} into text", "str({x})", "number", "text", lambda x, _: str(x)),
     "above": Kind("tells if {x} is more than {c}", "{x} > {c}", "number", "truth", lambda x, c: x > c, "small"),
     "below": Kind("tells if {x} is less than {c}", "{x} < {c}", "number", "truth", lambda x, c: x < c, "small"),
@@ -177,13 +174,13 @@ def _encloses(kind: str) -> bool:
 def pairs(split: str) -> tuple[tuple[str, str], ...]:
     """The pairs of kinds that fit each other and belong to the split."""
     return tuple(
-        (one_, two)
-        for one_, first in KINDS.items()
-        for two, second in KINDS.items()
-        if one_ != two
-        and first.gives == second.takes
-        and not (one_ in _MAY_EMPTY and two in _NEEDS_ONE)
-        and split_of(f"{one_} {two}", "programs") == split
+        (first, second)
+        for first, before in KINDS.items()
+        for second, after in KINDS.items()
+        if first != second
+        and before.gives == after.takes
+        and not (first in _MAY_EMPTY and second in _NEEDS_ONE)
+        and split_of(f"{first} {second}", "programs") == split
     )
 
 
@@ -191,13 +188,18 @@ def pairs(split: str) -> tuple[tuple[str, str], ...]:
 def singles(split: str) -> tuple[Step, ...]:
     """The single steps of the split."""
     steps = [Step(name, constant) for name, kind in KINDS.items() for constant in _constants(kind)]
-    return tuple(step for step in steps if split_of(f"{step.kind} {step.constant}", "programs") == split)
+    return tuple(step for step in steps if split_of(_key((step,)), "programs") == split)
 
 
 def _constants(kind: Kind) -> tuple[int | str, ...]:
     if kind.constant == "small":
         return tuple(range(2, 10))
     return ITEMS if kind.constant == "word" else ("",)
+
+
+def _key(steps: tuple[Step, ...]) -> str:
+    """What decides the split: the pair of kinds, or the kind and its constant."""
+    return " ".join(step.kind for step in steps) if len(steps) == 2 else f"{steps[0].kind} {steps[0].constant}".strip()
 
 
 def _name(steps: tuple[Step, ...]) -> str:
@@ -223,33 +225,53 @@ def _expression(steps: tuple[Step, ...], argument: str) -> str:
     return code
 
 
-def _tests(steps: tuple[Step, ...], name: str, takes: str) -> str:
-    lines = []
-    for value in _INPUTS[takes]:
-        result = value
-        for step in steps:
-            result = step.run(result)
-        lines.append(f"assert {name}({value!r}) == {result!r}")
-    return "\n".join(lines)
+def _inputs(steps: tuple[Step, ...]) -> list[Any]:
+    """Arguments that tell the function from its neighbours: some fixed, some around the constants."""
+    takes = KINDS[steps[0].kind].takes
+    inputs = list(_INPUTS[takes])
+    for constant in (step.constant for step in steps):
+        if isinstance(constant, int) and takes == "number":
+            inputs += [constant - 1, constant, constant + 1]
+        elif isinstance(constant, int) and takes == "list":
+            inputs.append([constant, constant + 1, constant, constant - 1])
+        elif isinstance(constant, str) and constant and takes == "text":
+            inputs += [f"{constant} and rope", f"A red {constant}"]
+    return [value for place, value in enumerate(inputs) if value not in inputs[:place]]
+
+
+def _results(steps: tuple[Step, ...], inputs: list[Any]) -> list[Any]:
+    results = inputs
+    for step in steps:
+        results = [step.run(value) for value in results]
+    return results
+
+
+def _drawn(stream: random.Random, split: str) -> tuple[tuple[Step, ...], list[tuple[Any, Any]]]:
+    """Steps and their input-result pairs, drawn again while the result is always the same or is the input."""
+    while True:
+        steps = _steps(stream, split)
+        inputs = _inputs(steps)
+        results = _results(steps, inputs)
+        if any(result != results[0] for result in results) and results != inputs:
+            return steps, list(zip(inputs, results, strict=True))
 
 
 def _program(stream: random.Random, split: str, row_id: str) -> Example:
-    steps = _steps(stream, split)
-    takes = KINDS[steps[0].kind].takes
-    argument, name = ARGUMENT[takes], _name(steps)
+    steps, cases = _drawn(stream, split)
+    argument, name = ARGUMENT[KINDS[steps[0].kind].takes], _name(steps)
     phrase = " and then ".join(step.phrase("the result" if place else argument) for place, step in enumerate(steps))
     prompt = one(stream, part(ORDERS, split)).format(f=name, p=phrase)
     answer = f"def {name}({argument}):\n    return {_expression(steps, argument)}"
-    group = " ".join(step.kind for step in steps) if len(steps) == 2 else f"{steps[0].kind} {steps[0].constant}".strip()
+    tests = "\n".join(f"assert {name}({value!r}) == {result!r}" for value, result in cases)
     return Example(
         row_id,
         (Message("user", prompt),),
         answer,
         "programs",
         split,
-        group,
+        _key(steps),
         reference=answer,
-        tests=_tests(steps, name, takes),
+        tests=tests,
         entry_point=name,
     )
 
@@ -257,4 +279,4 @@ def _program(stream: random.Random, split: str, row_id: str) -> Example:
 def generate(split: str, n: int, seed: int) -> list[Example]:
     """``n`` functions to write; ``tests`` are asserts that call ``entry_point``."""
     stream = stream_of("programs", split, seed)
-    return [_program(stream, split, f"programs/{split}/{seed}/{index}") for index in range(n)]
+    return draw(lambda index: _program(stream, split, f"programs/{split}/{seed}/{index}"), n, split)
