@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from holdfast.core.errors import ConfigError, did_you_mean
 from holdfast.models.templates import FOUR_ROLES
@@ -89,7 +89,8 @@ def model_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast |
         ) from problem
     unknown = [key for key in keys if not hasattr(default, key)]
     if unknown:
-        raise ConfigError(f"model.config: {kind} has no {unknown[0]!r}. {did_you_mean(unknown[0], default.to_dict())}")
+        known = set(default.to_dict()) - set(PretrainedConfig().to_dict())
+        raise ConfigError(f"model.config: {kind} has no {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
     if tokenizer is not None:
         keys |= {
             "vocab_size": len(tokenizer),

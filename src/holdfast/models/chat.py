@@ -24,9 +24,9 @@ _Turn = tuple[str, tuple[str | int, ...]]
 class ChatFormat:
     """How one model reads a conversation.
 
-    A template with control tokens of its own for ``data`` is used as it is. For any other template a data turn is quoted
-    between `DATA_OPEN` and `DATA_CLOSE` inside the user turn, turns of one role that then follow each other are joined,
-    and a system turn goes to the head of the first user turn where the template knows no system role.
+    A template with control tokens of its own for ``data`` is used as it is. For any other template a data turn is
+    quoted between `DATA_OPEN` and `DATA_CLOSE` inside the user turn, turns of one role that then follow each other are
+    joined, and a system turn goes to the head of the first user turn where the template knows no system role.
 
     The tokenizer is never changed; where it has no pad token, ``pad_id`` is its EOS (padding is masked everywhere).
     """
@@ -105,7 +105,7 @@ class ChatFormat:
         return Tokens((self._bos, *tokens.ids), ((0, 0), *tokens.offsets))
 
     def _response(self, messages: Sequence[Message], answer: str) -> tuple[str, str, str]:
-        """What follows the prompt: text before the answer (often none), the answer, its end of turn (``""``: one token)."""
+        """What follows the prompt: text before the answer (often none), the answer, its end (``""``: EOS alone)."""
         turns = self._turns(messages)
         roles = tuple(role for role, _ in turns)
         prompt = self.template.layout(roles, generation=True)
@@ -158,8 +158,8 @@ class ChatFormat:
             return tail[: tail.index(word) + len(word)], self._encoder.control[word]
         if self.tokenizer.eos_token_id is None:
             raise ConfigError(
-                "Cannot tell where an answer ends: the chat template closes the assistant's turn with no control token and "
-                "the tokenizer has no EOS. Do: set eos_token in tokenizer_config.json."
+                "Cannot tell where an answer ends: the chat template closes the assistant's turn with no control token "
+                "and the tokenizer has no EOS. Do: set eos_token in tokenizer_config.json."
             )
         return "", int(self.tokenizer.eos_token_id)
 
@@ -174,10 +174,10 @@ class ChatFormat:
         return int(bos) if written or added else None
 
     def _knows_data(self) -> bool:
-        """Whether a data turn has control tokens that a second user turn does not have."""
+        """Whether a data turn has control tokens that a user turn does not have."""
         try:
             data = self.template.text_around("user", "data")
-            user = self.template.text_around("user", "user")
+            user = self.template.text_around("user")
         except ConfigError:
             return False
         controls = self._encoder.control

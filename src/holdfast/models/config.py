@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
 
 from holdfast.core.config import Config
 
@@ -15,20 +17,32 @@ class ModelConfig(Config):
     config: dict[str, Any] | None = None
     """For ``new``: ``model_type`` and its keys."""
     tokenizer: str | None = None
-    """For ``new``: the folder or hub name of the tokenizer; otherwise the model's own is used."""
+    """For ``new``: ``lab``, or the folder or hub name of the tokenizer. Any other model uses its own."""
     adapter: str | None = None
-    """Folder of a PEFT adapter to put on top."""
+    """Folder or hub name of a PEFT adapter. It is merged into the weights, or put on top of quantized ones."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """``auto`` is the type the weights are stored in."""
+    """``auto`` is the type the weights are stored in; float32 for ``new``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` is CUDA where there is one."""
     quantization: Literal["4bit", "8bit"] | None = None
-    """Hold the weights in fewer bits (extra ``quant``)."""
+    """Hold the weights in fewer bits (extra ``quant``; needs CUDA)."""
     chat_template: str | None = None
     """``plain`` or a .jinja file, in place of the tokenizer's own template."""
     trust_remote_code: bool = False
-    """Run Python code that comes with a hub model. Only for models you have read."""
+    """Run Python code that comes with the model. Only for models whose code you have read."""
     seed: int = 0
     """For ``new``: seed of the random weights."""
+
+    @model_validator(mode="after")
+    def _keys_fit_source(self) -> Self:
+        if self.source == "new":
+            if self.config is None or self.tokenizer is None:
+                raise ValueError("source 'new' needs both config and tokenizer")
+            unused = [key for key in ("revision", "quantization") if getattr(self, key) is not None]
+        else:
+            unused = [key for key in ("config", "tokenizer", "seed") if key in self.model_fields_set]
+        if unused:
+            raise ValueError(f"{unused[0]} has no effect on source {self.source!r}; remove it")
+        return self

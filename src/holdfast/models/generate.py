@@ -152,8 +152,8 @@ def check_context(loaded: LoadedModel, rows: Sequence[Encoded], more: int) -> No
         if limit is not None and len(row.ids) + more > limit:
             wish = f" and {more} to generate" if more else ""
             raise DataError(
-                f"Row {row.id or '?'} does not fit the model: got {len(row.ids)} tokens{wish}, expected at most {limit} in all. "
-                "Do: shorten the row, lower max_new_tokens, or use a model with a longer context."
+                f"Row {row.id or '?'} does not fit the model: got {len(row.ids)} tokens{wish}, expected at most "
+                f"{limit} in all. Do: shorten the row, lower max_new_tokens, or use a model with a longer context."
             )
 
 

@@ -20,7 +20,8 @@ FOUR_ROLES = (
 
 PLAIN = (
     "{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' if not loop.last or add_generation_prompt }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{{ '\n\n' if not loop.last or add_generation_prompt }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 """For models without a template: ``User: ...``, blank line, ``Assistant:``; the answer ends with EOS."""

@@ -15,7 +15,7 @@ from holdfast.core.errors import ConfigError, DataError
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of rendered text; ``owner`` is the index of the message it is the content of, ``None`` for template text."""
+    """A stretch of rendered text; ``owner`` is the index of the message it is from, ``None`` for the template."""
 
     text: str
     owner: int | None = None
@@ -29,13 +29,16 @@ class Tokens:
     offsets: tuple[tuple[int, int], ...]
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """First and one-past-last token that overlap the characters ``[start, end)``; empty where none does."""
+        """First and one-past-last token that overlap the characters ``[start, end)``; empty but in place where none."""
         inside = [i for i, (first, last) in enumerate(self.offsets) if first < end and last > start]
-        return (inside[0], inside[-1] + 1) if inside else (0, 0)
+        if inside:
+            return inside[0], inside[-1] + 1
+        before = sum(last <= start for _, last in self.offsets)
+        return before, before
 
 
 class Encoder:
-    """Encodes template text jointly with content, as the tokenizer itself would, but never adds or invents control tokens.
+    """Encodes template and content together, as the tokenizer itself would, but adds and invents no control tokens.
 
     Control tokens are the tokenizer's special tokens and every added token that the template names. Where one is
     spelt inside content, exactly that stretch is encoded letter by letter through the ordinary vocabulary.
@@ -74,8 +77,8 @@ class Encoder:
             coded = coder.encode(text[start:end], add_special_tokens=False)
             if plain and not set(self.control.values()).isdisjoint(coded.ids):
                 raise DataError(
-                    f"Cannot encode {text[start:end]!r} inside a turn: this tokenizer only knows it as a control token. "
-                    "Do: remove it from the row."
+                    f"Cannot encode {text[start:end]!r} inside a turn: this tokenizer has it only as a control "
+                    "token. Do: remove it from the row."
                 )
             ids += coded.ids
             offsets += [(start + first, start + last) for first, last in coded.offsets]
