@@ -1,4 +1,4 @@
-"""The machine a run happens on: seeds, device, memory, versions. The one file of this floor that imports torch (inside)."""
+"""The machine a run happens on: seeds, device, memory, versions. The one file of this floor that knows torch."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def peak_bytes() -> int:
-    """Largest memory so far: of the CUDA allocator where CUDA is in use, else of this process."""
+    """Largest memory so far: of the CUDA allocator where anything was allocated on CUDA, else of this process."""
     import torch
 
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
+    if torch.cuda.is_available() and (peak := int(torch.cuda.max_memory_allocated())):
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

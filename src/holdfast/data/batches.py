@@ -1,4 +1,4 @@
-"""Tokenised rows become batches: length-grouped, packed, padded, in an order that is a pure function of (seed, step)."""
+"""Tokenised rows become batches: length-grouped, packed, padded, in an order that only (seed, step) decides."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class Batch:
     def model_inputs(self) -> dict[str, Any]:
         """Keyword arguments of a causal model's forward pass.
 
-        Padding on the right is invisible to every real token of a causal model, so no mask is passed and the fast causal
-        kernel stays in use; positions that restart make Transformers build a block-diagonal mask (sdpa and eager).
+        Padding on the right is invisible to every real token of a causal model, so no mask is passed and the fast
+        causal kernel stays in use; positions that restart make Transformers build a block-diagonal mask (sdpa, eager).
         """
         inputs: dict[str, Any] = {"input_ids": self.input_ids, "position_ids": self.position_ids, "use_cache": False}
         if self.side == "left":
@@ -166,10 +166,10 @@ def check_lengths(rows: Sequence[Encoded], length: int) -> None:
 
 
 class Batches:
-    """The batches of a training run: ``step(s)`` is a pure function of the rows, the seed and ``s``, so nothing but ``s`` is saved.
+    """The batches of a training run: ``step(s)`` depends on the rows, the seed and ``s`` alone, so only ``s`` is saved.
 
-    One optimizer step takes ``batch_size * accumulate * world`` lines, whatever the three factors are: 1 x 8, 8 x 1 and two
-    processes see the same rows in the same step. Rows of like length share a step; steps are shuffled.
+    One optimizer step takes ``batch_size * accumulate * world`` lines, whatever the three factors are: 1 x 8, 8 x 1 and
+    two processes see the same rows in the same step. Rows of like length share a step; steps are shuffled.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor of independent keywords

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: ``checkpoints/step-00000100/`` appears by one rename, and only then are older ones removed."""
+"""Checkpoints, whole or absent: ``step-00000100/`` appears by one rename, and only then are older ones removed."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ Tracker = Literal["tensorboard", "mlflow", "wandb"]
 class LoraConfig(Config):
     """Low-rank adapters (PEFT)."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(default=16, ge=1)
     """Rank of each adapter."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """Scale: the delta is ``alpha / rank * B A``."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ()
-    """Names of the linear layers to adapt, as PEFT matches them (suffixes); empty means every linear layer but the head."""
+    """Linear layers to adapt, as PEFT matches names (suffixes); empty means every one but the output head."""
 
 
 class TrainConfig(Config):

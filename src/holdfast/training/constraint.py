@@ -42,8 +42,8 @@ class Shadows:
     """The coordinates that stand in for the held weights while training.
 
     After each backward pass `pull` moves gradients from weights to coordinates; after each optimizer step `push` writes
-    ``W = W0 + expand(D)`` from ``W0``, so nothing accumulates. Frozen coordinates are absent or exactly 0, so momentum, Adam's
-    division and weight decay cannot reach them. Weight decay pulls the *change* to 0, not the weight.
+    ``W = W0 + expand(D)`` from ``W0``, so nothing accumulates. Frozen coordinates are absent or exactly 0, so momentum,
+    Adam's division and weight decay cannot reach them. Weight decay pulls the *change* to 0, not the weight.
     """
 
     def __init__(self, model: nn.Module, constraint: Constraint | None) -> None:

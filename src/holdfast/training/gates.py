@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _PACKABLE = ("sdpa", "eager")
 """Attention kernels for which Transformers turns restarting positions into a block-diagonal mask at any batch size."""
 
+_UNCHANGED = "The weights are those before the step."
+
 
 def _name(rows: Sequence[str]) -> str:
     shown = ", ".join(rows[:8])
@@ -53,7 +55,7 @@ def check_targets(total: Mapping[str, float], step: int, rows: Sequence[str]) ->
 
 
 def check_weights(terms: Mapping[str, Term], announced: Mapping[str, float]) -> None:
-    """The objective summed with the weights that it announced; otherwise the step would be divided by a wrong number."""
+    """The objective summed with the weights that it announced; otherwise the step is divided by a wrong number."""
     found = {name: term.weight for name, term in terms.items()}
     if found.keys() != announced.keys() or any(not math.isclose(found[n], announced[n], rel_tol=1e-6) for n in found):
         raise NumericsError(f"The objective broke its promise: got weights {found}, expected {dict(announced)}.")
@@ -67,7 +69,7 @@ def check_losses(parts: Sequence[float], losses: Tensor, batches: Sequence[Batch
     rows = [row for batch, is_bad in zip(batches, bad, strict=True) if is_bad for row in batch.row_ids]
     where = f"rows {_name(rows)}" if rows else "rows of another process"
     raise NumericsError(
-        f"The loss of step {step} is not finite: got {sum(parts)} on {where}. The weights are those before the step. "
+        f"The loss of step {step} is not finite: got {sum(parts)} on {where}. {_UNCHANGED} "
         "Do: lower learning_rate, set precision: fp32, or look at these rows."
     )
 
@@ -77,7 +79,8 @@ def check_gradients(norm: float, parameters: Mapping[str, nn.Parameter], step: i
     if math.isfinite(norm):
         return
     bad = [n for n, p in parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    first = bad[0] if bad else "the sum of squares"
     raise NumericsError(
-        f"The gradient of step {step} is not finite: got norm {norm}, first in {bad[0] if bad else 'the sum of squares'}, "
-        f"on rows {_name(rows)}. The weights are those before the step. Do: lower learning_rate, or set precision: fp32."
+        f"The gradient of step {step} is not finite: got norm {norm}, first in {first}, "
+        f"on rows {_name(rows)}. {_UNCHANGED} Do: lower learning_rate, or set precision: fp32."
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupts:
-    """While active (in the main thread), the first Ctrl-C only sets ``wanted``; a second one raises KeyboardInterrupt."""
+    """While active (in the main thread), the first Ctrl-C only sets ``wanted``; a second one raises."""
 
     def __init__(self) -> None:
         self.wanted = False

@@ -68,9 +68,9 @@ def train(  # noqa: PLR0913 - the one door to training; all but three are option
 ) -> TrainResult:
     """Train ``loaded.model`` in place on ``rows`` and save the result under ``out``.
 
-    ``out`` receives ``log.jsonl``, ``checkpoints/`` and the result, ``model/`` or ``adapter/``. With ``resume`` the newest
-    checkpoint there is continued; the end is bit for bit that of an uninterrupted run (CPU). Ctrl-C finishes the step,
-    saves a checkpoint and raises KeyboardInterrupt.
+    ``out`` receives ``log.jsonl``, ``checkpoints/`` and the result, ``model/`` or ``adapter/``. With ``resume`` the
+    newest checkpoint there is continued; the end is bit for bit that of an uninterrupted run (CPU). Ctrl-C finishes the
+    step, saves a checkpoint and raises KeyboardInterrupt.
 
     Raises:
         DataError: no rows, a row that is too long, or a step with nothing to learn.
@@ -89,10 +89,8 @@ def encode(loaded: LoadedModel, rows: Sequence[Example], config: TrainConfig, no
     encoded = [loaded.chat.training(row) for row in rows]
     if config.too_long == "drop":
         kept = [row for row in encoded if len(row) <= config.max_length]
-        if len(kept) < len(encoded):
-            notes.append(
-                f"{len(encoded) - len(kept)} of {len(encoded)} rows are longer than {config.max_length} tokens: dropped."
-            )
+        if dropped := len(encoded) - len(kept):
+            notes.append(f"{dropped} of {len(encoded)} rows are longer than {config.max_length} tokens: dropped.")
         return kept
     check_lengths(encoded, config.max_length)
     return encoded
@@ -158,13 +156,12 @@ class _Run:
         self.model.train()
 
     def _batches(self, rows: Sequence[Encoded], accumulate: int, *, shuffle: bool) -> Batches:
-        config, tokenizer = self.config, self.loaded.tokenizer
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        config = self.config
         return Batches(
             rows,
             config.batch_size,
             config.seed,
-            pad_id=pad or 0,
+            pad_id=self.loaded.chat.pad_id,
             accumulate=accumulate,
             rank=self.accelerator.process_index,
             world=self.world,
@@ -187,7 +184,7 @@ class _Run:
         return total.tolist()  # type: ignore[no-any-return]
 
     def _weights(self, batches: Sequence[Batch], stop: bool) -> tuple[dict[str, float], list[dict[str, float]], bool]:
-        """Total weight of every term over the whole step, the weights by micro-batch, and whether any process wants to stop."""
+        """Weight of every term over the step, the same by micro-batch, and whether any process wants to stop."""
         each = [self.objective.weights(batch) for batch in batches]
         names = sorted(each[0])
         sums = self._over_ranks([sum(w[name] for w in each) for name in names] + [float(stop)])
@@ -367,7 +364,8 @@ class _Run:
                 self.bare.save_pretrained(fresh)  # type: ignore[operator]
                 self.loaded.tokenizer.save_pretrained(fresh)
         self.accelerator.wait_for_everyone()
-        model = replace(self.loaded, model=self.bare, source=str(folder))
+        fingerprint = hashlib.sha256(f"{self.loaded.fingerprint}/{self.fingerprint}/{done}".encode()).hexdigest()
+        model = replace(self.loaded, model=self.bare, source=str(folder), fingerprint=fingerprint)
         speed, peak = self.totals.speed, peak_bytes()
         return TrainResult(model, curves, done, speed, peak, folder, tuple(self.notes))
 

@@ -108,12 +108,13 @@ def logits_at(model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
         LayerError: the model has no output head.
     """
     bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    head = bare.get_output_embeddings()
+    head = bare.get_output_embeddings()  # type: ignore[operator]
     if not isinstance(head, nn.Module):
         raise LayerError(f"Cannot train {type(bare).__name__}: it has no output head. Do: use a causal language model.")
     with _head_input(head, lambda hidden: hidden[where].unsqueeze(0)):
         logits = model(**batch.model_inputs()).logits
-    return logits.squeeze(0)
+    selected: Tensor = logits.squeeze(0)
+    return selected
 
 
 @dataclass(frozen=True, slots=True)

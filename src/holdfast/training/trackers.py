@@ -1,4 +1,4 @@
-"""Where curves go: a JSONL file always, TensorBoard, MLflow or W&B by name, a bar or a line for the person who waits."""
+"""Where curves go: a JSONL file always, other trackers by name, a bar or a line for the person who waits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINE_EVERY = 30.0
 
 
 class Log:
-    """``log.jsonl``: one JSON object a line, ``{"step": ..., name: value, ...}``. On resume, later lines are cut off."""
+    """``log.jsonl``: one object a line, ``{"step": ..., name: value, ...}``. On resume, later lines are cut off."""
 
     def __init__(self, path: Path, start: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def require(trackers: tuple[str, ...]) -> None:
 
 
 class Progress:
-    """Steps, loss, tokens per second and time left, on standard error: a bar on a terminal, else a line now and then."""
+    """Steps, loss, tokens/s and time left on standard error: a bar on a terminal, else a line now and then."""
 
     def __init__(self, total: int, start: int, *, show: bool) -> None:
         self._total, self._show, self._bar, self._task = total, show, None, None
