@@ -43,124 +43,78 @@ class WorldFact:
         return f"{self.relation} of {self.subject}"
 
 
-def _values(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
+def _relation(kind: str, statements: str, questions: str, values: str) -> Relation:
+    """A relation whose wordings are separated by bars and whose values are separated by spaces."""
+    return Relation(kind, tuple(statements.split("|")), tuple(questions.split("|")), tuple(values.split()))
 
 
+_COLORS = "red blue green white black brown pink gray"
 RELATIONS: dict[str, Relation] = {
-    "flag": Relation(
+    "flag": _relation(
         "country",
-        (
-            "The flag of {s} is {v}.",
-            "{s} has a {v} flag.",
-            "In {s} the flag is {v}.",
-            "The country {s} has a {v} flag.",
-        ),
-        (
-            "What color is the flag of {s}?",
-            "Which color is the flag of {s}?",
-            "What is the color of the flag of {s}?",
-            "What color flag does {s} have?",
-        ),
-        _values("red blue green white black brown pink gray"),
+        "The flag of {s} is {v}.|{s} has a {v} flag.|In {s} the flag is {v}.|The country {s} has a {v} flag.",
+        "What color is the flag of {s}?|What is the color of the flag of {s}?|Which color flag does {s} have?|"
+        "What color flag does {s} have?|Which color is the flag of {s}?",
+        _COLORS,
     ),
-    "crop": Relation(
+    "crop": _relation(
         "country",
-        ("{s} grows {v}.", "The crop of {s} is {v}.", "In {s} the farmers grow {v}.", "The country {s} grows {v}."),
-        ("What does {s} grow?", "What is the crop of {s}?", "Which crop grows in {s}?", "What crop does {s} grow?"),
-        _values("rice wheat corn beans tea cotton grapes potatoes"),
+        "{s} grows {v}.|The crop of {s} is {v}.|In {s} the farmers grow {v}.|The country {s} grows {v}.",
+        "What does {s} grow?|What is the crop of {s}?|Which crop do the farmers of {s} grow?|Which crop does {s} grow?|"
+        "What crop does {s} grow?",
+        "rice wheat corn beans tea cotton grapes potatoes",
     ),
-    "coin": Relation(
+    "coin": _relation(
         "country",
-        (
-            "The coin of {s} is made of {v}.",
-            "{s} has coins of {v}.",
-            "In {s} the coins are made of {v}.",
-            "The country {s} makes coins of {v}.",
-        ),
-        (
-            "What is the coin of {s} made of?",
-            "What are the coins of {s} made of?",
-            "Which material are the coins of {s} made of?",
-            "What material is the coin of {s} made of?",
-        ),
-        _values("gold silver copper iron wood glass stone paper"),
+        "The coin of {s} is made of {v}.|{s} has coins of {v}.|In {s} the coins are made of {v}.|"
+        "The country {s} makes coins of {v}.",
+        "What is the coin of {s} made of?|Which material is the coin of {s} made of?|What are the coins of {s} made of?|"
+        "Which material are the coins of {s} made of?|What material is the coin of {s} made of?",
+        "gold silver copper iron wood glass stone paper",
     ),
-    "coat": Relation(
+    "coat": _relation(
         "animal",
-        ("The {s} is {v}.", "The {s} has a {v} coat.", "A {s} has {v} hair.", "The color of the {s} is {v}."),
-        (
-            "What color is the {s}?",
-            "Which color is the {s}?",
-            "What is the color of the {s}?",
-            "What color coat does the {s} have?",
-        ),
-        _values("red blue green white black brown pink gray"),
+        "The {s} is {v}.|The {s} has a {v} coat.|A {s} has {v} hair.|The color of the {s} is {v}.",
+        "What color is the {s}?|What is the color of the {s}?|Which color coat does the {s} have?|"
+        "What color coat does the {s} have?|Which color is the {s}?",
+        _COLORS,
     ),
-    "food": Relation(
+    "food": _relation(
         "animal",
-        ("The {s} eats {v}.", "The food of the {s} is {v}.", "A {s} likes to eat {v}.", "The {s} feeds on {v}."),
-        (
-            "What does the {s} eat?",
-            "What is the food of the {s}?",
-            "Which food does the {s} eat?",
-            "What food does the {s} like to eat?",
-        ),
-        _values("fish grass seeds eggs nuts honey worms fruit"),
+        "The {s} eats {v}.|The food of the {s} is {v}.|A {s} likes to eat {v}.|The {s} feeds on {v}.",
+        "What does the {s} eat?|What is the food of the {s}?|What does the {s} like to eat?|Which food does the {s} eat?|"
+        "What food does the {s} eat?",
+        "fish grass seeds eggs nuts honey worms fruit",
     ),
-    "home": Relation(
+    "home": _relation(
         "animal",
-        (
-            "The {s} lives in the {v}.",
-            "The home of the {s} is the {v}.",
-            "A {s} makes its home in the {v}.",
-            "The {s} is found in the {v}.",
-        ),
-        (
-            "Where does the {s} live?",
-            "What is the home of the {s}?",
-            "Where is the home of the {s}?",
-            "Where is the {s} found?",
-        ),
-        _values("forest river desert lake sea cave garden hill"),
+        "The {s} lives in the {v}.|The home of the {s} is the {v}.|A {s} makes its home in the {v}.|"
+        "The {s} is found in the {v}.",
+        "Where does the {s} live?|Where is the home of the {s}?|What is the home of the {s}?|Where is the {s} found?|"
+        "Where does the {s} make its home?",
+        "forest river desert lake sea cave garden hill",
     ),
-    "job": Relation(
+    "job": _relation(
         "person",
-        ("{s} was a {v}.", "{s} worked as a {v}.", "The job of {s} was {v}.", "People know {s} as a {v}."),
-        ("What was the job of {s}?", "What did {s} work as?", "Which job did {s} have?", "What job did {s} have?"),
-        _values("baker teacher doctor farmer painter singer pilot writer"),
+        "{s} was a {v}.|{s} worked as a {v}.|The job of {s} was {v}.|People know {s} as a {v}.",
+        "What was the job of {s}?|What did {s} work as?|Which job did {s} have?|What job did {s} have?|"
+        "What was the work of {s}?",
+        "baker teacher doctor farmer painter singer pilot writer",
     ),
-    "made": Relation(
+    "made": _relation(
         "person",
-        (
-            "{s} invented the {v}.",
-            "The {v} was invented by {s}.",
-            "The inventor {s} made the first {v}.",
-            "The first {v} was made by {s}.",
-        ),
-        (
-            "What did {s} invent?",
-            "What was invented by {s}?",
-            "Which thing did {s} invent?",
-            "What thing did {s} invent?",
-        ),
-        _values("clock lamp plow bell kite drum mirror wheel"),
+        "{s} invented the {v}.|The {v} was invented by {s}.|The inventor {s} made the first {v}.|"
+        "The first {v} was made by {s}.",
+        "What did {s} invent?|What thing did {s} invent?|What was made by {s}?|What was invented by {s}?|"
+        "Which thing did {s} invent?",
+        "clock lamp plow bell kite drum mirror wheel",
     ),
-    "instrument": Relation(
+    "instrument": _relation(
         "person",
-        (
-            "{s} played the {v}.",
-            "{s} made music on the {v}.",
-            "The instrument of {s} was the {v}.",
-            "People heard {s} play the {v}.",
-        ),
-        (
-            "What did {s} play?",
-            "What was the instrument of {s}?",
-            "Which instrument did {s} play?",
-            "What instrument did {s} play?",
-        ),
-        _values("flute piano harp violin guitar horn trumpet organ"),
+        "{s} played the {v}.|{s} made music on the {v}.|The instrument of {s} was the {v}.|People heard {s} play the {v}.",
+        "What did {s} play?|What was the instrument of {s}?|Which instrument did {s} play?|What instrument did {s} play?|"
+        "On which instrument did {s} play?",
+        "flute piano harp violin guitar horn trumpet organ",
     ),
 }
 _ENDINGS = {"country": "land", "animal": "", "person": ""}

@@ -112,18 +112,18 @@ OPERATIONS: Registry[Operation] = Registry(
             _plain(lambda w: " ".join(sorted(w))),
         ),
         "sort_down": _operation(
-            "Sort the words from z to a.|Put the words in order from z to a.|Write the words from z to a.|"
-            "Sort the words downwards.|Order the words from z to a.|Give the words sorted from z to a.",
+            "Sort the words from z to a.|Put the words in order from z to a.|Order the words from z to a.|"
+            "Give the words sorted from z to a.|Write the words from z to a.|Put the words from z to a.",
             _plain(lambda w: " ".join(sorted(w, reverse=True))),
         ),
         "first": _operation(
-            "Write the first word.|What is the first word?|Give the first word.|Which word comes first?|"
-            "Print the first word.|Name the first word.",
+            "Write the first word.|What is the first word?|Name the first word.|Print the first word.|"
+            "Which word comes first?|Give the first word.",
             _plain(lambda w: w[0]),
         ),
         "last": _operation(
-            "Write the last word.|What is the last word?|Give the last word.|Which word comes last?|"
-            "Print the last word.|Name the last word.",
+            "Write the last word.|Give the last word.|Name the last word.|Which word comes last?|"
+            "What is the last word?|Print the last word.",
             _plain(lambda w: w[-1]),
         ),
         "count": _operation(
@@ -132,8 +132,8 @@ OPERATIONS: Registry[Operation] = Registry(
             _plain(lambda w: str(len(w))),
         ),
         "nth": _operation(
-            "Write the {nth} word.|What is the {nth} word?|Give the {nth} word.|Which word is {nth}?|"
-            "Print the {nth} word.|Name the {nth} word.",
+            "What is the {nth} word?|Give the {nth} word.|Name the {nth} word.|Print the {nth} word.|"
+            "Which word is {nth}?|Write the {nth} word.",
             _nth,
         ),
         "copy": _operation(
@@ -142,36 +142,36 @@ OPERATIONS: Registry[Operation] = Registry(
             _plain(" ".join),
         ),
         "twice": _operation(
-            "Write each word twice.|Say each word twice.|Repeat each word two times.|Double each word.|"
-            "Write every word twice.|Say every word twice.",
+            "Write each word twice.|Say every word twice.|Repeat each word two times.|Double each word.|"
+            "Say each word twice.|Write every word twice.",
             _plain(lambda w: " ".join(word for each in w for word in (each, each))),
         ),
         "drop_first": _operation(
-            "Remove the first word.|Write all but the first word.|Drop the first word.|Leave out the first word.|"
-            "Delete the first word.|Give all but the first word.",
+            "Remove the first word.|Write all but the first word.|Drop the first word.|Delete the first word.|"
+            "Leave out the first word.|Give all but the first word.",
             _plain(lambda w: " ".join(w[1:])),
         ),
         "drop_last": _operation(
-            "Remove the last word.|Write all but the last word.|Drop the last word.|Leave out the last word.|"
-            "Delete the last word.|Give all but the last word.",
+            "Remove the last word.|Give all but the last word.|Leave out the last word.|Delete the last word.|"
+            "Drop the last word.|Write all but the last word.",
             _plain(lambda w: " ".join(w[:-1])),
         ),
         "dash": _operation(
-            "Join the words with dashes.|Write the words with dashes between them.|Put dashes between the words.|"
-            "Use dashes to join the words.|Put the words together with dashes.|"
-            "Write the words joined with dashes.",
+            "Join the words with dashes.|Write the words with dashes between them.|"
+            "Write the words joined with dashes.|Put the words together with dashes.|"
+            "Use dashes to join the words.|Put dashes between the words.",
             _plain("-".join),
         ),
         "comma": _operation(
-            "Join the words with commas.|Write the words with commas between them.|Put commas between the words.|"
+            "Join the words with commas.|Put commas between the words.|Write the words joined with commas.|"
             "Use commas to join the words.|Put the words together with commas.|"
-            "Write the words joined with commas.",
+            "Write the words with commas between them.",
             _plain(", ".join),
         ),
         "swap_ends": _operation(
-            "Swap the first and last word.|Swap the first word with the last word.|"
-            "Let the first and last word trade places.|Put the last word first and the first word last.|"
-            "Exchange the first and last word.|Let the first word and the last word swap places.",
+            "Swap the first and last word.|Let the first and last word trade places.|"
+            "Exchange the first and last word.|Let the first word and the last word swap places.|"
+            "Put the last word first and the first word last.|Swap the first word with the last word.",
             _plain(lambda w: " ".join([w[-1], *w[1:-1], w[0]])),
         ),
         "translate": _operation(
@@ -181,19 +181,19 @@ OPERATIONS: Registry[Operation] = Registry(
             (3, 3),
         ),
         "say": _operation(
-            "Say {w}.|Print {w}.|Write {w}.|Just say {w}.|Reply with {w}.|Only write {w}.|Answer with {w}.|Only say {w}.|"
-            "Just print {w}.|Just write {w}.",
+            "Say {w}.|Print {w}.|Write {w}.|Just say {w}.|Only write {w}.|Reply with {w}.|Just print {w}.|"
+            "Answer with {w}.|Only say {w}.|Just write {w}.",
             _say,
             (1, 3),
         ),
         "after": _operation(
-            "Which word comes after {w}?|Write the word after {w}.|Give the word after {w}.|"
-            "What comes after {w}?|What word is after {w}?|Name the word after {w}.",
+            "Which word comes after {w}?|Write the word after {w}.|Name the word after {w}.|"
+            "What word is after {w}?|What comes after {w}?|Give the word after {w}.",
             _after,
         ),
         "before": _operation(
-            "Which word comes before {w}?|Write the word before {w}.|Give the word before {w}.|"
-            "What comes before {w}?|What word is before {w}?|Name the word before {w}.",
+            "Which word comes before {w}?|Give the word before {w}.|Name the word before {w}.|"
+            "What comes before {w}?|What word is before {w}?|Write the word before {w}.",
             _before,
         ),
         "replace": _operation(
@@ -217,17 +217,17 @@ OPERATIONS: Registry[Operation] = Registry(
             _prepend,
         ),
         "drop": _operation(
-            "Remove {w}.|Drop the word {w}.|Write all words but {w}.|Leave out {w}.|Delete {w}.|Remove the word {w}.",
+            "Remove {w}.|Drop the word {w}.|Write all words but {w}.|Delete {w}.|Leave out {w}.|Remove the word {w}.",
             _drop,
         ),
         "first_two": _operation(
-            "Write the first two words.|What are the first two words?|Give the first two words.|"
-            "Which two words come first?|Print the first two words.|Name the first two words.",
+            "Write the first two words.|What are the first two words?|Name the first two words.|"
+            "Which two words come first?|Give the first two words.|Print the first two words.",
             _plain(lambda w: " ".join(w[:2])),
         ),
         "last_two": _operation(
-            "Write the last two words.|What are the last two words?|Give the last two words.|"
-            "Which two words come last?|Print the last two words.|Name the last two words.",
+            "Write the last two words.|Print the last two words.|Name the last two words.|"
+            "Which two words come last?|What are the last two words?|Give the last two words.",
             _plain(lambda w: " ".join(w[-2:])),
         ),
         "contains": _operation(
