@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from holdfast.core.config import Config, apply_overrides, load_yaml, problems_of, report
 from holdfast.core.errors import ConfigError, did_you_mean
 from holdfast.data.sources import SourceConfig
 from holdfast.models.config import ModelConfig
 from holdfast.training.config import TrainConfig
+
+TRAINED = "trained"
+"""In place of a tokenizer's folder: the one that the step trains."""
 
 RESERVED_IDS = ("lab", "new")
 """Words that mean a model source and therefore cannot name a step."""
@@ -54,13 +57,21 @@ class TrainStep(TrainConfig):
     validation: tuple[Source, ...] = ()
     """Rows for the validation loss: early stopping and the best checkpoint go by it."""
     tokenizer: NewTokenizer | None = None
-    """For a model whose source is ``new``: train its tokenizer here."""
+    """For a model with ``source: new, tokenizer: trained``: how this step trains that tokenizer on its rows."""
     quick: dict[str, Any] = Field(default_factory=dict)
     """Settings of this step that ``--quick`` replaces."""
 
+    @model_validator(mode="after")
+    def _tokenizer_has_a_model(self) -> Self:
+        wanted = self.model is not None and self.model.tokenizer == TRAINED
+        if wanted != (self.tokenizer is not None):
+            raise ValueError(f"'tokenizer: {{vocab_size: ...}}' and 'tokenizer: {TRAINED}' under 'model' go together")
+        return self
+
     def training(self) -> TrainConfig:
         """The training settings alone, as the loop wants them."""
-        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
+        given = self.model_fields_set & set(TrainConfig.model_fields)
+        return TrainConfig(**{name: getattr(self, name) for name in given})
 
 
 class EvaluateStep(Config):
