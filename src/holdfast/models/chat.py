@@ -174,14 +174,14 @@ class ChatFormat:
         return int(bos) if written or added else None
 
     def _knows_data(self) -> bool:
-        """Whether a data turn has control tokens that a user turn does not have."""
+        """Whether a data turn has control tokens that no user or assistant turn has."""
         try:
             data = self.template.text_around("user", "data")
-            user = self.template.text_around("user")
+            others = self.template.text_around("user", "assistant")
         except ConfigError:
             return False
         controls = self._encoder.control
-        return any(word in data and word not in user for word in controls)
+        return any(word in data and word not in others for word in controls)
 
 
 def _rest(prompt: tuple[str | int, ...], whole: tuple[str | int, ...]) -> str:
