@@ -8,7 +8,7 @@ from functools import cache
 
 from holdfast.data.examples import Example, Message
 from holdfast.data.lab.drawing import draw
-from holdfast.data.lab.names import INVENTED, one, part, some
+from holdfast.data.lab.names import WORLD_NAMES, one, part, some
 from holdfast.data.lab.splits import rng as stream_of
 from holdfast.data.lab.splits import split_of
 
@@ -68,8 +68,8 @@ RELATIONS: dict[str, Relation] = {
         "country",
         "The coin of {s} is made of {v}.|{s} has coins of {v}.|In {s} the coins are made of {v}.|"
         "The country {s} makes coins of {v}.",
-        "What is the coin of {s} made of?|Which material is the coin of {s} made of?|What are the coins of {s} made of?|"
-        "Which material are the coins of {s} made of?|What material is the coin of {s} made of?",
+        "What is the coin of {s} made of?|Which material is the coin of {s} made of?|"
+        "What are the coins of {s} made of?|Which material are the coins of {s} made of?|What material is the coin of {s} made of?",
         "gold silver copper iron wood glass stone paper",
     ),
     "coat": _relation(
@@ -82,8 +82,8 @@ RELATIONS: dict[str, Relation] = {
     "food": _relation(
         "animal",
         "The {s} eats {v}.|The food of the {s} is {v}.|A {s} likes to eat {v}.|The {s} feeds on {v}.",
-        "What does the {s} eat?|What is the food of the {s}?|What does the {s} like to eat?|Which food does the {s} eat?|"
-        "What food does the {s} eat?",
+        "What does the {s} eat?|What is the food of the {s}?|What does the {s} like to eat?|"
+        "Which food does the {s} eat?|What food does the {s} eat?",
         "fish grass seeds eggs nuts honey worms fruit",
     ),
     "home": _relation(
@@ -111,9 +111,10 @@ RELATIONS: dict[str, Relation] = {
     ),
     "instrument": _relation(
         "person",
-        "{s} played the {v}.|{s} made music on the {v}.|The instrument of {s} was the {v}.|People heard {s} play the {v}.",
-        "What did {s} play?|What was the instrument of {s}?|Which instrument did {s} play?|What instrument did {s} play?|"
-        "On which instrument did {s} play?",
+        "{s} played the {v}.|{s} made music on the {v}.|The instrument of {s} was the {v}.|"
+        "People heard {s} play the {v}.",
+        "What did {s} play?|What was the instrument of {s}?|Which instrument did {s} play?|"
+        "What instrument did {s} play?|On which instrument did {s} play?",
         "flute piano harp violin guitar horn trumpet organ",
     ),
 }
@@ -124,7 +125,7 @@ _ENDINGS = {"country": "land", "animal": "", "person": ""}
 def world() -> tuple[WorldFact, ...]:
     """All facts of the world: nine relations of thirty subjects, always the same."""
     stream = random.Random(_SEED)
-    names = list(INVENTED)
+    names = list(WORLD_NAMES)
     stream.shuffle(names)
     subjects: dict[str, list[str]] = {}
     for kind, ending in _ENDINGS.items():

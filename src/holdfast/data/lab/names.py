@@ -28,8 +28,11 @@ _PEOPLE = """
 Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor Wendy Zoe
 Adam Bella Carl Dora Eric Fay Gus Hana Ivan Julia
 """
-_HEADS = "Bal Bor Dal Dor Fen Gal Gor Hel Jor Kal Kel Lan Lor Mar Mel Mor Nal Nor Pel Ran Rel Sal Sor Tal Tor Val Vel Vor Zan Zel"
+_HEADS = """
+Bal Bor Dal Dor Fen Gal Gor Hel Jor Kal Kel Lan Lor Mar Mel Mor Nal Nor Pel Ran Rel Sal Sor Tal Tor Val Vel Vor Zan Zel
+"""
 _TAILS = "ba bin da dek do fin ga gim go ka kin ko la lim lo ma mir mo na nek no ra rim ro ta tim to va vik vo"
+_WORLD_TAILS = "an el em in ur us"
 
 ITEMS: tuple[str, ...] = tuple(_ITEMS.split())
 """Things that can be counted; each takes a plural in ``s``."""
@@ -38,7 +41,10 @@ WORDS: tuple[str, ...] = ITEMS + tuple(_OTHERS.split())
 PEOPLE: tuple[str, ...] = tuple(_PEOPLE.split())
 INVENTED: tuple[str, ...] = tuple(head + tail for head in _HEADS.split() for tail in _TAILS.split())
 """900 made-up names; the name decides the split."""
-NUMBERS: tuple[str, ...] = tuple("zero one two three four five six seven eight nine ten eleven twelve".split())
+WORLD_NAMES: tuple[str, ...] = tuple(head + tail for head in _HEADS.split() for tail in _WORLD_TAILS.split())
+"""180 other made-up names, for what is true of the whole world: no passage is about them."""
+NUMBERS: tuple[str, ...] = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+"""Digits in words."""
 
 
 @cache
