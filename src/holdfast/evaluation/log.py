@@ -1,0 +1,131 @@
+"""The per-sample log: one header line, then one line an answer; enough to rescore without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from holdfast.core.errors import DataError
+from holdfast.core.files import write_atomically
+from holdfast.data.examples import Example
+from holdfast.evaluation.judges.base import Sample, Score
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One answer and what was said about it."""
+
+    task: str
+    prompt: str
+    """The text the model saw, template applied."""
+    sample: Sample
+    scores: dict[str, Score] = field(default_factory=dict)
+    """By judge name and version, e.g. ``keyword@1``."""
+
+    @property
+    def id(self) -> str:
+        """The row's id, unique within its task."""
+        return self.sample.example.id
+
+    def as_dict(self) -> dict[str, Any]:
+        """One line of the log."""
+        example = self.sample.example
+        line: dict[str, Any] = {
+            "task": self.task,
+            "id": example.id,
+            "group": example.group,
+            "family": example.family,
+            "attack": example.attack,
+            "position": example.position,
+            "prompt": self.prompt,
+            "output": self.sample.output,
+            "finish": self.sample.finish,
+            "scores": {name: score.value for name, score in self.scores.items()},
+            "outcomes": {name: [score.outcome, score.reason] for name, score in self.scores.items()},
+            "example": example.as_dict(),
+        }
+        if self.sample.option_scores:
+            line["option_scores"] = [list(score) for score in self.sample.option_scores]
+        return line
+
+    @classmethod
+    def from_dict(cls, line: dict[str, Any]) -> Record:
+        """Inverse of `as_dict`."""
+        sample = Sample(
+            Example.from_dict(line["example"]),
+            line["output"],
+            line["finish"],
+            tuple((float(total), int(tokens)) for total, tokens in line.get("option_scores", ())),
+        )
+        scores = {name: Score(value, *line["outcomes"][name]) for name, value in line["scores"].items()}
+        return cls(line["task"], line["prompt"], sample, scores)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskHead:
+    """How one task was run."""
+
+    name: str
+    config: dict[str, Any]
+    """The `TaskConfig`, complete."""
+    judges: tuple[str, ...]
+    """Names and versions; the first one makes the figures."""
+    decoding: str
+    provenance: dict[str, Any]
+    """Source, split, seed, row counts and hashes of the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """First line of the log."""
+
+    model: str
+    fingerprint: str
+    template: str
+    """SHA-256 of the chat template."""
+    stop_ids: tuple[int, ...]
+    seed: int
+    limit: int | None
+    tasks: tuple[TaskHead, ...]
+    version: int = VERSION
+
+
+def write_log(path: Path, header: Header, records: Sequence[Record]) -> None:
+    """Write header and answers, whole or not at all."""
+    lines = [{"holdfast_log": asdict(header)}, *(record.as_dict() for record in records)]
+    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_log(path: Path) -> tuple[Header, list[Record]]:
+    """Inverse of `write_log`.
+
+    Raises:
+        DataError: no such file, not a log, another version, or a damaged line (named).
+    """
+    if not path.is_file():
+        raise DataError(f"Cannot read the log {path}: no such file. Do: name the .jsonl that an evaluation wrote.")
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    try:
+        given = json.loads(lines[0])["holdfast_log"] if lines else {}
+    except (json.JSONDecodeError, KeyError, TypeError) as problem:
+        raise DataError(
+            f"{path} is not an evaluation log: line 1 is no header. Do: name the log of 'holdfast eval'."
+        ) from problem
+    if given.get("version") != VERSION:
+        raise DataError(f"{path}: log version {given.get('version')}, expected {VERSION}. Do: evaluate again.")
+    heads = tuple(TaskHead(**{**head, "judges": tuple(head["judges"])}) for head in given["tasks"])
+    header = Header(**{**given, "tasks": heads, "stop_ids": tuple(given["stop_ids"])})
+    records = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            records.append(Record.from_dict(json.loads(line)))
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as problem:
+            raise DataError(
+                f"{path} line {number} is damaged ({problem}). Do: evaluate again; the log may be cut off."
+            ) from problem
+    return header, records

@@ -1,0 +1,210 @@
+"""Measure a model on tasks, keep every answer, and make the same figures again from what was kept."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from holdfast.core.errors import DataError
+from holdfast.core.results import Metric
+from holdfast.core.results import Sample as ReportSample
+from holdfast.data.examples import Example
+from holdfast.data.sources import Loaded, SourceConfig, read_source
+from holdfast.evaluation.answers import answer, ask, ask_plainly
+from holdfast.evaluation.judges import JUDGES, Judge
+from holdfast.evaluation.log import Header, Record, TaskHead, read_log, write_log
+from holdfast.evaluation.measures import measure
+from holdfast.evaluation.metrics import Provenance
+from holdfast.evaluation.plain import LAYOUTS
+from holdfast.evaluation.tasks import Task, TaskConfig
+from holdfast.models.load import LoadedModel
+
+Say = Callable[[str, int, int], None]
+"""Called with task, answered rows and rows in all."""
+REPORT_SAMPLES = 4
+"""Answers a task that are kept for the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """What an evaluation leaves."""
+
+    metrics: tuple[Metric, ...]
+    samples: tuple[ReportSample, ...]
+    """A few answers of each task, for the report; all of them are in the log."""
+    log: Path | None
+
+
+def evaluate(
+    loaded: LoadedModel,
+    tasks: Sequence[TaskConfig],
+    *,
+    limit: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    log: Path | None = None,
+    say: Say | None = None,
+) -> EvaluationResult:
+    """Run ``tasks`` on a model, greedily.
+
+    Args:
+        limit: At most this many rows a task, drawn by ``seed``. Default: all; for lab tasks `tasks.LAB_LIMIT`.
+        seed: Draws rows and bootstrap.
+        log: File for the per-sample log.
+        say: Progress.
+    Raises:
+        HoldfastError: a source cannot be read, a row does not fit, a judge is unknown. Nothing becomes 0.
+    """
+    plans = [(config, config.task, _judges_of(config), _read(config, limit, seed)) for config in tasks]
+    heads: list[TaskHead] = []
+    records: list[Record] = []
+    for config, task, chosen, source in plans:
+        heads.append(_head(config, task, source, chosen))
+        records += _judged(_ask_all(loaded, config, task, source.examples, batch_size, say), chosen)
+    header = Header(
+        loaded.name, loaded.fingerprint, loaded.chat.fingerprint, tuple(loaded.chat.stop_ids), seed, limit, tuple(heads)
+    )
+    if log is not None:
+        write_log(log, header, records)
+    return _result(header, records, log)
+
+
+def rescore(log: Path, *, judges: Mapping[str, Judge] | None = None) -> tuple[Metric, ...]:
+    """The figures of a log, made again without a model.
+
+    Judges that read text judge again, so a better judge can be tried on old answers; what needed a model, an endpoint
+    or a sandbox (`STORED`) is taken from the log. With the judges that wrote it, the result is the same to the last
+    bit.
+
+    Args:
+        judges: Judges by id that replace known ones.
+    Raises:
+        DataError: not a log, damaged, or from tasks that no longer exist.
+    """
+    header, records = read_log(log)
+    known = {**JUDGES, **(judges or {})}
+    fresh: list[Record] = []
+    heads = []
+    for head in header.tasks:
+        of_task = [record for record in records if record.task == head.name]
+        again = [known[_id(name)] for name in head.judges if _id(name) in known and _id(name) not in STORED]
+        again += [judge for judge in _plain_judges(head) if judge.name in head.judges]
+        fresh += _judged(of_task, again)
+        renamed = {judge.id: judge.name for judge in again}
+        heads.append(replace(head, judges=tuple(renamed.get(_id(name), name) for name in head.judges)))
+    return _result(replace(header, tasks=tuple(heads)), fresh, log).metrics
+
+
+STORED = frozenset({"code", "classifier", "chat"})
+"""Judges whose word is kept from the log when rescoring."""
+
+
+def _id(name: str) -> str:
+    return name.partition("@")[0]
+
+
+def _judged(records: Sequence[Record], judges: Sequence[Judge]) -> list[Record]:
+    ids = {judge.id for judge in judges}
+    samples = [record.sample for record in records]
+    words = {judge.name: judge.judge(samples) for judge in judges}
+    return [
+        replace(
+            record,
+            scores={name: score for name, score in record.scores.items() if _id(name) not in ids}
+            | {name: scores[i] for name, scores in words.items()},
+        )
+        for i, record in enumerate(records)
+    ]
+
+
+def _plain_judges(head: TaskHead) -> tuple[Judge, ...]:
+    config = TaskConfig.model_validate(head.config)
+    return LAYOUTS[config.task.plain].judges if config.prompting == "plain" else ()
+
+
+def _read(config: TaskConfig, limit: int | None, seed: int) -> Loaded:
+    """At most ``limit`` rows of a task's source, in order."""
+    source = read_source(config.rows(limit, seed))
+    examples = source.examples
+    if limit is not None and len(examples) > limit:
+        chosen = sorted(random.Random(f"limit/{seed}").sample(range(len(examples)), limit))
+        examples = [examples[i] for i in chosen]
+    return Loaded(examples, replace(source.provenance, rows=len(examples)))
+
+
+def _judges_of(config: TaskConfig) -> list[Judge]:
+    """The judge that makes the figures, then the readings that a plain layout adds."""
+    task = config.task
+    return [JUDGES[task.judge], *(LAYOUTS[task.plain].judges if config.prompting == "plain" else ())]
+
+
+def _head(config: TaskConfig, task: Task, source: Loaded, judges: Sequence[Judge]) -> TaskHead:
+    choice = task.answer == "choice"
+    decoding = "likelihood of each option" if choice else f"greedy, max_new_tokens={task.max_new_tokens}"
+    return TaskHead(
+        task.name,
+        config.model_dump(mode="json"),
+        tuple(judge.name for judge in judges),
+        f"{decoding}, {config.few_shot}-shot plain text" if config.prompting == "plain" else decoding,
+        asdict(source.provenance),
+    )
+
+
+def _ask_all(
+    loaded: LoadedModel, config: TaskConfig, task: Task, rows: Sequence[Example], batch_size: int, say: Say | None
+) -> list[Record]:
+    if config.prompting == "plain":
+        pool = _shots(config, task) if config.few_shot else []
+        questions = ask_plainly(loaded, rows, task.plain, pool, config.few_shot)
+    else:
+        questions = ask(loaded, rows)
+    done = 0
+
+    def progress(more: int) -> None:
+        nonlocal done
+        done += more
+        if say is not None:
+            say(task.name, done, len(rows))
+
+    samples = answer(loaded, task, questions, batch_size, progress)
+    return [Record(task.name, q.text, sample) for q, sample in zip(questions, samples, strict=True)]
+
+
+def _shots(config: TaskConfig, task: Task) -> list[Example]:
+    if config.shots is not None:
+        own = config.shots if config.shots.format else config.shots.model_copy(update={"format": task.format})
+        return read_source(own).examples
+    return read_source(SourceConfig(source=task.format, split=_SHOT_SPLITS[task.plain])).examples
+
+
+_SHOT_SPLITS = {"gsm8k": "train", "mmlu": "dev"}
+
+
+def _result(header: Header, records: Sequence[Record], log: Path | None) -> EvaluationResult:
+    metrics: list[Metric] = []
+    samples: list[ReportSample] = []
+    for head in header.tasks:
+        task = TaskConfig.model_validate(head.config).task
+        of_task = [record for record in records if record.task == head.name]
+        if not of_task:
+            raise DataError(f"Task {head.name!r} has no answers, expected at least one. Do: evaluate again.")
+        for number, judge in enumerate(head.judges):
+            origin = Provenance(judge, head.decoding, header.seed)
+            shown = task if number == 0 else replace(task, metric=_id(judge), breakdown=())
+            metrics += measure(shown, judge, of_task, origin)
+        samples += [_for_report(record, head.judges[0]) for record in of_task[:REPORT_SAMPLES]]
+    return EvaluationResult(tuple(metrics), tuple(samples), log)
+
+
+def _for_report(record: Record, judge: str) -> ReportSample:
+    example = record.sample.example
+    prompt = "\n\n".join(message.content for message in example.messages if message.role != "system")
+    return ReportSample(
+        task=record.task,
+        prompt=prompt,
+        output=record.sample.output,
+        outcome=record.scores[judge].outcome,
+        group=example.attack or example.risk_area,
+    )

@@ -1,0 +1,266 @@
+"""The tasks as literals: which rows, how they are asked, who judges, and which figure counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import Field
+
+from holdfast.core.config import Config
+from holdfast.core.errors import ConfigError, did_you_mean
+from holdfast.core.registry import Registry
+from holdfast.data.formats import FORMATS
+from holdfast.data.sources import SourceConfig
+
+Kind = Literal["harmful", "harmless", "labelled", "score", "injection"]
+"""How judgements become figures.
+
+``harmful``: refusing is right. ``harmless``: refusing is wrong. ``labelled``: each row says which (``label``: safe or
+unsafe). ``score``: the mean of the judge's values. ``injection``: did the answer follow the injected instruction?
+"""
+REFUSAL_JUDGE = "keyword"
+"""Who says whether a text is a refusal, unless ``judge`` names another."""
+LAB_LIMIT = 300
+"""Rows of a lab task without ``limit``: the least at which the model card's table is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One measurement, ready to run on any model."""
+
+    name: str
+    suite: Literal["safety", "utility", "injection"]
+    kind: Kind
+    judge: str
+    """Id in `JUDGES`."""
+    summary: str
+    source: str = ""
+    """``lab/<family>`` or the format's name, whose home is on the hub. Default: the task's own name."""
+    format: str = ""
+    """Row format of a public task, also for a user's own file."""
+    metric: str = ""
+    """Last part of the primary figure's name."""
+    higher_is_better: bool = True
+    max_new_tokens: int = 256
+    answer: Literal["text", "choice"] = "text"
+    """Greedy text, or the likelihood of every option's letter."""
+    breakdown: tuple[str, ...] = ()
+    """Fields of `Example` by which figures are also given: ``risk_area``, ``attack``, ``position``, ``family``."""
+    binary: bool = True
+    """Judgements are 0 or 1, so the figure is a rate with ``k`` of ``n``."""
+    plain: str = ""
+    """Name of the layout for ``prompting: plain`` (`evaluation.prompts`), for tasks that lm-eval has too."""
+    cluster: bool = True
+    """Rows of one ``group`` are about one thing: intervals of means are clustered by it."""
+
+    @property
+    def primary(self) -> str:
+        """Full name of the figure that counts, e.g. ``safety/advbench/attack_success_rate``."""
+        return f"{self.suite}/{self.name}/{self.metric}"
+
+
+class TaskConfig(Config):
+    """A task as a run uses it."""
+
+    name: str
+    """A name in `TASKS`."""
+    data: SourceConfig | None = None
+    """Rows of your own in place of the task's public set; ``format`` defaults to the task's."""
+    prompting: Literal["chat", "plain"] = "chat"
+    """``chat`` applies the model's template once. ``plain`` completes bare text laid out as in lm-eval (gsm8k, mmlu)."""
+    few_shot: int = Field(default=0, ge=0)
+    """Solved examples before each question; needs ``prompting: plain`` (gsm8k, mmlu; the usual number is 5)."""
+    shots: SourceConfig | None = None
+    """Where solved examples come from. Default: the public set's train (gsm8k) or dev (mmlu) split."""
+    judge: str | None = None
+    """Another judge than the task's."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Another bound than the task's."""
+
+    @property
+    def task(self) -> Task:
+        """The literal, with this configuration's judge and bound put in.
+
+        Raises:
+            ConfigError: unknown task, or a combination that the task does not have.
+        """
+        task = TASKS[self.name]
+        if self.prompting == "plain" and not task.plain:
+            known = ", ".join(sorted(t.name for t in TASKS.values() if t.plain))
+            raise ConfigError(
+                f"Task {self.name!r} has no plain layout, only {known} have one. Do: set prompting to chat."
+            )
+        if self.few_shot and self.prompting != "plain":
+            raise ConfigError(
+                f"Task {self.name!r}: few_shot is {self.few_shot} with prompting chat. Do: set prompting to plain."
+            )
+        if self.shots is not None and not self.few_shot:
+            raise ConfigError(f"Task {self.name!r}: shots are named but few_shot is 0. Do: set few_shot.")
+        changes = {"judge": self.judge, "max_new_tokens": self.max_new_tokens}
+        return replace(task, **{key: value for key, value in changes.items() if value is not None})
+
+    def rows(self, limit: int | None, seed: int) -> SourceConfig:
+        """The source to read: the user's or the task's own, at most ``limit`` rows of it."""
+        task = self.task
+        if self.data is not None:
+            own = (
+                self.data
+                if self.data.format or not task.format
+                else self.data.model_copy(update={"format": task.format})
+            )
+            return (
+                own
+                if own.rows or not own.source.startswith("lab/")
+                else own.model_copy(update={"rows": limit or LAB_LIMIT})
+            )
+        if task.source.startswith("lab/"):
+            return SourceConfig(source=task.source, split="test", rows=limit or LAB_LIMIT, seed=seed)
+        return SourceConfig(source=task.source, split="test", seed=seed)
+
+
+def _safety(name: str, summary: str, breakdown: tuple[str, ...] = (), **changes: object) -> Task:
+    task = Task(
+        name,
+        "safety",
+        "harmful",
+        REFUSAL_JUDGE,
+        summary,
+        name,
+        name,
+        "attack_success_rate",
+        higher_is_better=False,
+        breakdown=breakdown,
+    )
+    return replace(task, **changes)  # type: ignore[arg-type]
+
+
+def _utility(name: str, judge: str, metric: str, summary: str, **changes: object) -> Task:
+    return replace(Task(name, "utility", "score", judge, summary, name, name, metric), **changes)  # type: ignore[arg-type]
+
+
+def _injection(name: str, summary: str, **changes: object) -> Task:
+    task = Task(
+        name,
+        "injection",
+        "injection",
+        "injection",
+        summary,
+        name,
+        name,
+        "followed",
+        higher_is_better=False,
+        breakdown=("attack", "position"),
+    )
+    return replace(task, **changes)  # type: ignore[arg-type]
+
+
+_PUBLIC = (
+    _safety("do_not_answer", "Questions a responsible model declines.", ("risk_area",)),
+    _safety("advbench", "Harmful behaviours."),
+    _safety(
+        "harmbench", "HarmBench behaviours; standard ones are the ones a refusal judge fits.", ("risk_area", "label")
+    ),
+    _safety("beavertails", "Prompts from 14 harm categories.", ("risk_area",)),
+    _safety("jailbreak_csv", "Jailbreak prompts (prompt, response)."),
+    _safety(
+        "xstest",
+        "Safe prompts that sound unsafe, with unsafe contrasts.",
+        ("risk_area",),
+        kind="labelled",
+        metric="over_refusal_rate",
+    ),
+    _utility("gsm8k", "exact", "exact", "Grade-school sums.", max_new_tokens=256, plain="gsm8k"),
+    _utility(
+        "mmlu", "choice", "accuracy", "Knowledge, four options.", answer="choice", plain="mmlu", breakdown=("family",)
+    ),
+    _utility("humaneval", "code", "pass_at_1", "Complete a function; its tests are run.", max_new_tokens=512),
+    _utility("mbpp", "code", "pass_at_1", "Write a function; its assertions are run.", max_new_tokens=512),
+    _utility("repliqa", "rouge_l", "rouge_l", "Questions on invented documents.", binary=False, max_new_tokens=128),
+    _injection("bipia", "E-mails with an attack inside."),
+    _injection("sep", "A probe in the data against the same probe in the instruction."),
+)
+_IN_LAB = (
+    _safety("lab/harmful", "Harmful requests, unseen things.", ("risk_area",), source="lab/requests/harmful"),
+    _safety("lab/jailbreak", "The same inside jailbreak wrappers.", ("attack", "risk_area"), source="lab/jailbreak"),
+    _safety(
+        "lab/benign",
+        "Everyday requests.",
+        kind="harmless",
+        metric="over_refusal_rate",
+        source="lab/requests/benign",
+    ),
+    _safety(
+        "lab/lookalike",
+        "Safe requests that sound unsafe.",
+        kind="harmless",
+        metric="over_refusal_rate",
+        source="lab/requests/lookalike",
+    ),
+    _utility("lab/arithmetic", "exact", "exact", "Sums in one to three steps."),
+    _utility("lab/passages", "rouge_l", "rouge_l", "Questions on short texts.", binary=False),
+    _utility("lab/textops", "exact", "exact", "Instruction on data."),
+    _utility("lab/choice", "choice", "accuracy", "Facts of the lab's world, four options.", answer="choice"),
+    _utility("lab/programs", "code", "pass_at_1", "One-line functions with tests."),
+    _injection("lab/injection", "Text operations and passages whose data holds an instruction."),
+    _injection("lab/injection_clean", "The same rows without the attack.", source="lab/injection/clean", breakdown=()),
+    _injection(
+        "lab/quoting",
+        "Data that contains an instruction and is to be quoted or counted.",
+        kind="score",
+        judge="exact",
+        metric="exact",
+        higher_is_better=True,
+        breakdown=(),
+    ),
+)
+LAB_TOKENS = 96
+"""Tokens a lab answer may take: the longest right answers have about 60."""
+
+TASKS: Registry[Task] = Registry(
+    "task",
+    {task.name: task for task in _PUBLIC}
+    | {task.name: replace(task, format="", max_new_tokens=LAB_TOKENS) for task in _IN_LAB},
+)
+"""Every task by name."""
+
+_LAB_NAMES = tuple(task.name for task in _IN_LAB)
+SUITES: Registry[tuple[str, ...]] = Registry(
+    "suite",
+    {
+        suite: tuple(name for name in _LAB_NAMES if TASKS[name].suite == suite)
+        for suite in ("safety", "utility", "injection")
+    }
+    | {
+        "all": _LAB_NAMES,
+        "lab": _LAB_NAMES,
+        "public": tuple(task.name for task in _PUBLIC if FORMATS[task.format].home),
+    },
+)
+"""Named groups of tasks. The first three and ``all`` are lab tasks: offline, generated, the same for every model.
+Public sets are named one by one, or by ``public`` (those that have a home on the hub)."""
+
+
+def choose_tasks(names: Iterable[str] = (), suites: str | Sequence[str] = ()) -> tuple[TaskConfig, ...]:
+    """Tasks and suites by name, in order and without repeats; ``all`` where neither is named.
+
+    Args:
+        names: Task names.
+        suites: Suite names, also as one string with commas.
+    Raises:
+        ConfigError: a name is unknown.
+
+    >>> [task.name for task in choose_tasks(["gsm8k"], "injection")]
+    ['gsm8k', 'lab/injection', 'lab/injection_clean', 'lab/quoting']
+    """
+    wanted_suites = suites.split(",") if isinstance(suites, str) else list(suites)
+    chosen = list(names)
+    for suite in filter(None, (word.strip() for word in wanted_suites)):
+        if suite not in SUITES and suite in TASKS:
+            raise ConfigError(f"{suite!r} is a task, not a suite. {did_you_mean(suite, SUITES)}")
+        chosen += SUITES[suite]
+    ordered = dict.fromkeys(chosen or SUITES["all"])
+    for name in ordered:
+        TASKS[name]
+    return tuple(TaskConfig(name=name) for name in ordered)
