@@ -27,6 +27,7 @@ from holdfast.core.files import folder_atomically
 from holdfast.layers.address import LayerMap, layer_name, stored_transposed
 
 CONFIG_FILE = "adapter_config.json"
+METADATA_FILE = "holdfast.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 _PREFIX = "base_model.model."
@@ -93,7 +94,7 @@ class Adapter:
         deltas: By layer name, fused names for fused modules.
         base: What the base model calls itself (hub name or folder), empty if unknown.
         paths: By layer name, the module path that PEFT files use.
-        metadata: JSON values that travel in the weights file.
+        metadata: JSON values that travel beside the weights, in ``holdfast.json``.
     """
 
     deltas: Mapping[str, LowRank]
@@ -172,10 +173,9 @@ def read_peft(folder: Path) -> Adapter:
         AdapterError: A file is missing or damaged; the adapter is not plain LoRA (DoRA, trained biases, saved modules,
             another PEFT method, an initialisation that changes the base); a weight is not finite or has rank 0.
     """
-    config = _read_config(folder)
+    config = _read_json(folder, CONFIG_FILE)
     _refuse_not_plain(folder, config)
-    tensors, metadata = _read_tensors(folder)
-    pairs = _pairs(folder, tensors)
+    pairs = _pairs(folder, _read_tensors(folder))
     deltas: dict[str, LowRank] = {}
     paths: dict[str, str] = {}
     for path, (down, up) in pairs.items():
@@ -187,20 +187,21 @@ def read_peft(folder: Path) -> Adapter:
             )
         deltas[name] = _folded(folder, path, down, up, config)
         paths[name] = path
+    metadata = _read_json(folder, METADATA_FILE) if (folder / METADATA_FILE).is_file() else {}
     return Adapter(deltas, str(config.get("base_model_name_or_path") or ""), paths, metadata)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
+def _read_json(folder: Path, file: str) -> dict[str, Any]:
+    path = folder / file
     if not path.is_file():
-        raise AdapterError(f"cannot read {folder}: got no {CONFIG_FILE}, expected a PEFT adapter folder.")
+        raise AdapterError(f"cannot read {folder}: got no {file}, expected a PEFT adapter folder.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise AdapterError(f"cannot read {path}: got damaged JSON ({error}). Copy the adapter again.") from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"cannot read {path}: got {type(config).__name__}, expected a JSON object.")
-    return config
+    if not isinstance(content, dict):
+        raise AdapterError(f"cannot read {path}: got {type(content).__name__}, expected a JSON object.")
+    return content
 
 
 def _refuse_not_plain(folder: Path, config: Mapping[str, Any]) -> None:
@@ -219,8 +220,7 @@ def _refuse_not_plain(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights by key, and Holdfast's metadata if it wrote the file."""
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
     plain, pickled = folder / WEIGHTS_FILE, folder / PICKLED_FILE
     if not plain.is_file() and not pickled.is_file():
         raise AdapterError(
@@ -228,10 +228,8 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         if not plain.is_file():
-            return torch.load(pickled, map_location="cpu", weights_only=True), {}
-        with safetensors.safe_open(plain, framework="pt") as file:
-            header = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(header.get("holdfast", "{}"))  # noqa: SIM118
+            return dict(torch.load(pickled, map_location="cpu", weights_only=True))
+        return safetensors.torch.load_file(plain)
     except (safetensors.SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
         raise AdapterError(f"cannot read the weights in {folder}: {error}. Copy the adapter again.") from error
 
@@ -267,6 +265,8 @@ def _folded(folder: Path, path: str, down: Tensor, up: Tensor, config: Mapping[s
             f"cannot read {folder}: got A {tuple(down.shape)} and B {tuple(up.shape)} for {path}, expected rank {rank} "
             f"as in {CONFIG_FILE}, at least 1."
         )
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise AdapterError(f"cannot read {folder}: got lora_alpha {alpha!r} for {path}, expected a number.")
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
         raise AdapterError(f"cannot read {folder}: got NaN or infinity in {path}, expected numbers. Train it again.")
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
@@ -293,19 +293,25 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
         tensors[f"{key}A.weight"] = change.A.detach().cpu().contiguous().clone()
         tensors[f"{key}B.weight"] = change.B.detach().cpu().contiguous().clone()
     with folder_atomically(folder) as fresh:
-        header = {"format": "pt", "holdfast": json.dumps(dict(adapter.metadata), sort_keys=True)}
-        safetensors.torch.save_file(tensors, fresh / WEIGHTS_FILE, metadata=header)
-        _peft_config(adapter).save_pretrained(str(fresh))
+        safetensors.torch.save_file(tensors, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
+        _write_json(fresh / CONFIG_FILE, _peft_config(adapter))
+        if adapter.metadata:
+            _write_json(fresh / METADATA_FILE, adapter.metadata)
 
 
-def _peft_config(adapter: Adapter) -> Any:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Sets are sorted: PEFT's own writer keeps their order, which differs from run to run."""
+    path.write_text(json.dumps(dict(content), indent=2, sort_keys=True, default=sorted) + "\n", encoding="utf-8")
+
+
+def _peft_config(adapter: Adapter) -> dict[str, Any]:
     """The LoraConfig that reproduces the deltas: one rank for most modules, patterns for the rest, scaling 1."""
     from peft import LoraConfig
 
     ranks = {adapter.paths[name]: change.rank for name, change in adapter.deltas.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {path: rank for path, rank in ranks.items() if rank != usual}
-    return LoraConfig(
+    config = LoraConfig(
         r=usual,
         lora_alpha=usual,
         rank_pattern=others,
@@ -316,3 +322,4 @@ def _peft_config(adapter: Adapter) -> Any:
         task_type="CAUSAL_LM",
         inference_mode=True,
     )
+    return dict(config.to_dict())
