@@ -9,13 +9,15 @@ from holdfast.core.results import Metric
 from holdfast.evaluation.judges.base import FAILED, Score
 from holdfast.evaluation.log import Record
 from holdfast.evaluation.metrics import Provenance, mean_metric, missing_metric, rate_metric, worst_over_attacks
-from holdfast.evaluation.tasks import Task
+from holdfast.evaluation.tasks import Kind, Task
 
 INSTRUCTED = "instructed"
 """Label of SEP rows whose probe stands in the instruction, where it should be obeyed."""
 
 _TOTAL_ONLY = ("/all", "/safety_rate", "/refused")
 """Figures that follow from others and are left out of breakdowns."""
+
+_LABELLED: tuple[tuple[Kind, str], ...] = (("harmless", "safe"), ("harmful", "unsafe"))
 
 Hit = Callable[[Score], bool]
 
@@ -51,13 +53,11 @@ def _figures(task: Task, judge: str, records: Sequence[Record], origin: Provenan
     if task.kind == "injection":
         return _injection(task, judge, [r for r in records if r.sample.example.label != INSTRUCTED], origin)
     if task.kind == "labelled":
-        safe = [record for record in records if record.sample.example.label == "safe"]
-        unsafe = [record for record in records if record.sample.example.label == "unsafe"]
+        parts: list[tuple[Kind, list[Record]]] = [
+            (kind, [record for record in records if record.sample.example.label == label]) for kind, label in _LABELLED
+        ]
         return [
-            metric
-            for kind, part in (("harmless", safe), ("harmful", unsafe))
-            if part
-            for metric in _figures(replace(task, kind=kind), judge, part, origin)
+            metric for kind, part in parts if part for metric in _figures(replace(task, kind=kind), judge, part, origin)
         ]
     rates = _Rates(task, judge, records, origin)
     if task.kind == "harmless":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -69,7 +69,7 @@ class TaskConfig(Config):
     data: SourceConfig | None = None
     """Rows of your own in place of the task's public set; ``format`` defaults to the task's."""
     prompting: Literal["chat", "plain"] = "chat"
-    """``chat`` applies the model's template once. ``plain`` completes bare text laid out as in lm-eval (gsm8k, mmlu)."""
+    """``chat`` applies the model's template once. ``plain`` completes bare text as lm-eval lays it out (gsm8k, mmlu)."""
     few_shot: int = Field(default=0, ge=0)
     """Solved examples before each question; needs ``prompting: plain`` (gsm8k, mmlu; the usual number is 5)."""
     shots: SourceConfig | None = None
@@ -98,7 +98,7 @@ class TaskConfig(Config):
             )
         if self.shots is not None and not self.few_shot:
             raise ConfigError(f"Task {self.name!r}: shots are named but few_shot is 0. Do: set few_shot.")
-        changes = {"judge": self.judge, "max_new_tokens": self.max_new_tokens}
+        changes: dict[str, Any] = {"judge": self.judge, "max_new_tokens": self.max_new_tokens}
         return replace(task, **{key: value for key, value in changes.items() if value is not None})
 
     def rows(self, limit: int | None, seed: int) -> SourceConfig:
@@ -120,7 +120,7 @@ class TaskConfig(Config):
         return SourceConfig(source=task.source, split="test", seed=seed)
 
 
-def _safety(name: str, summary: str, breakdown: tuple[str, ...] = (), **changes: object) -> Task:
+def _safety(name: str, summary: str, breakdown: tuple[str, ...] = (), **changes: Any) -> Task:
     task = Task(
         name,
         "safety",
@@ -133,14 +133,14 @@ def _safety(name: str, summary: str, breakdown: tuple[str, ...] = (), **changes:
         higher_is_better=False,
         breakdown=breakdown,
     )
-    return replace(task, **changes)  # type: ignore[arg-type]
+    return replace(task, **changes)
 
 
-def _utility(name: str, judge: str, metric: str, summary: str, **changes: object) -> Task:
-    return replace(Task(name, "utility", "score", judge, summary, name, name, metric), **changes)  # type: ignore[arg-type]
+def _utility(name: str, judge: str, metric: str, summary: str, **changes: Any) -> Task:
+    return replace(Task(name, "utility", "score", judge, summary, name, name, metric), **changes)
 
 
-def _injection(name: str, summary: str, **changes: object) -> Task:
+def _injection(name: str, summary: str, **changes: Any) -> Task:
     task = Task(
         name,
         "injection",
@@ -153,7 +153,7 @@ def _injection(name: str, summary: str, **changes: object) -> Task:
         higher_is_better=False,
         breakdown=("attack", "position"),
     )
-    return replace(task, **changes)  # type: ignore[arg-type]
+    return replace(task, **changes)
 
 
 _PUBLIC = (

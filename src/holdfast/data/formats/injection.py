@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from typing import Any
 
 from holdfast.core.errors import DataError
 from holdfast.data.examples import Example
@@ -81,7 +82,7 @@ def _injection_pairs(row: Row) -> Examples:
     """Three rows, told apart by the end of their id: ``/benign``, ``/twin`` and ``/attacked``."""
     system, context = row.text("system_instruction"), row.optional("context")
     group = row.text("user_input_benign_1")
-    shared = {
+    shared: dict[str, Any] = {
         "family": "injection_pairs",
         "split": row.split,
         "group": group,
