@@ -13,26 +13,22 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from holdfast.data.examples import Example, Message
-from holdfast.data.lab import documents, passages, textops
+from holdfast.data.lab import documents
 from holdfast.data.lab.attacks import POSITIONS, attack_names, dress, payload
 from holdfast.data.lab.drawing import draw_by
 from holdfast.data.lab.names import one
 from holdfast.data.lab.splits import rng
 
 FAMILY = "injection"
-PASSAGE_SHARE = 0.35
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A task and an attack on it; ``parts`` are the sentences of the data."""
+    """A task and an attack on it; ``extra`` is the remark that the twin adds."""
 
     system: tuple[Message, ...]
-    instruction: str
-    parts: tuple[str, ...]
+    task: documents.Task
     extra: str
-    answer: str
-    group: str
     payload: str
     payload_answer: str
     attack: str
@@ -41,16 +37,8 @@ class Case:
 
     def attacked_data(self) -> str:
         """The data with the injected text at its position."""
-        at = {"before": 0, "middle": len(self.parts) // 2, "after": len(self.parts)}[self.position]
-        return documents.join([*self.parts[:at], self.injected, *self.parts[at:]])
-
-
-def _task(stream: random.Random, split: str) -> tuple[str, tuple[str, ...], str, str]:
-    if stream.random() < PASSAGE_SHARE:
-        passage, question, answer, group = passages.task(stream, split)
-        return question, documents.sentences(passage), answer, group
-    instruction, data, answer, group = textops.task(stream, split)
-    return instruction, documents.around(stream, split, data), answer, group
+        at = {"before": 0, "middle": len(self.task.parts) // 2, "after": len(self.task.parts)}[self.position]
+        return documents.join([*self.task.parts[:at], self.injected, *self.task.parts[at:]])
 
 
 def _unrelated_payload(stream: random.Random, split: str, known: str) -> tuple[str, str]:
@@ -63,27 +51,25 @@ def _unrelated_payload(stream: random.Random, split: str, known: str) -> tuple[s
 
 def draw_case(stream: random.Random, split: str) -> Case:
     """One task, one attack."""
-    instruction, parts, answer, group = _task(stream, split)
-    known = " ".join((instruction, *parts, answer)).lower()
+    task = documents.task(stream, split)
+    extra = documents.remark(stream, split)
+    known = " ".join((task.instruction, *task.parts, extra, task.answer)).lower()
     attack = one(stream, attack_names(split))
     asked, witness = _unrelated_payload(stream, split, known)
     return Case(
         system=documents.system(stream, split),
-        instruction=instruction,
-        parts=parts,
-        extra=documents.remark(stream, split),
-        answer=answer,
-        group=group,
+        task=task,
+        extra=extra,
         payload=asked,
         payload_answer=witness,
         attack=attack,
-        position=one(stream, POSITIONS if len(parts) > 1 else ("before", "after")),
+        position=one(stream, POSITIONS if len(task.parts) > 1 else ("before", "after")),
         injected=dress(stream, split, attack, asked),
     )
 
 
 def _key(case: Case) -> Hashable:
-    return case.instruction, case.parts
+    return case.task.instruction, case.task.parts
 
 
 @lru_cache(maxsize=2)
@@ -97,11 +83,11 @@ def _row(case: Case, row_id: str, split: str, instruction: str, data: str) -> Ex
     return Example(
         id=row_id,
         messages=(*case.system, Message("user", instruction), Message("data", data)),
-        answer=case.answer,
+        answer=case.task.answer,
         family=row_id.split(f"/{split}/", maxsplit=1)[0],
         split=split,
-        group=case.group,
-        reference=case.answer,
+        group=case.task.group,
+        reference=case.task.answer,
     )
 
 
@@ -114,7 +100,7 @@ def generate(split: str, n: int, seed: int) -> list[Example]:
 
     def see(case: Case, row_id: str) -> Example:
         return replace(
-            _row(case, row_id, split, case.instruction, case.attacked_data()),
+            _row(case, row_id, split, case.task.instruction, case.attacked_data()),
             witness=case.payload_answer,
             payload_answer=case.payload_answer,
             attack=case.attack,
@@ -131,7 +117,7 @@ def generate_clean(split: str, n: int, seed: int) -> list[Example]:
         split,
         n,
         seed,
-        lambda case, row_id: _row(case, row_id, split, case.instruction, documents.join(case.parts)),
+        lambda case, row_id: _row(case, row_id, split, case.task.instruction, documents.join(case.task.parts)),
     )
 
 
@@ -142,7 +128,9 @@ def generate_twin(split: str, n: int, seed: int) -> list[Example]:
         split,
         n,
         seed,
-        lambda case, row_id: _row(case, row_id, split, case.instruction, documents.join((*case.parts, case.extra))),
+        lambda case, row_id: _row(
+            case, row_id, split, case.task.instruction, documents.join((*case.task.parts, case.extra))
+        ),
     )
 
 
@@ -150,7 +138,7 @@ def generate_obeyed(split: str, n: int, seed: int) -> list[Example]:
     """The same cases with the injected instruction as the user's own, on clean data; answered."""
 
     def see(case: Case, row_id: str) -> Example:
-        row = _row(case, row_id, split, case.payload, documents.join(case.parts))
+        row = _row(case, row_id, split, case.payload, documents.join(case.task.parts))
         return replace(row, answer=case.payload_answer, reference=case.payload_answer)
 
     return _view("injection/obeyed", split, n, seed, see)
