@@ -16,7 +16,7 @@ from holdfast.core.errors import ConfigError, HoldfastError, did_you_mean
 from holdfast.core.results import RunRecord, StepRecord
 from holdfast.recipes.fingerprint import step_fingerprint
 from holdfast.recipes.schema import Recipe
-from holdfast.recipes.steps import EXECUTORS, Context, Outcome
+from holdfast.recipes.steps import EXECUTORS, Context, Outcome, Progress
 from holdfast.recipes.summary import summarise
 
 RUN_FILE = "run.json"
@@ -42,6 +42,7 @@ def run_recipe(
     *,
     quick: bool = False,
     say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> RunRecord:
     """Run the steps of ``recipe`` in order and leave ``run.json`` in ``out``.
 
@@ -50,7 +51,8 @@ def run_recipe(
         out: Folder of the run. Each step writes into ``out/<step id>``.
         choice: Which steps to run; all of them, from the start, by default.
         quick: Label the record as made from fewer rows.
-        say: Called with one line of progress at a time.
+        say: Called with a line at the start and the end of each step.
+        progress: Called within a step with what is done, how many are done and how many there are.
     Returns:
         The record, as it stands in ``run.json``.
     Raises:
@@ -70,11 +72,15 @@ def run_recipe(
         elif choice.only in {"", step_id}:
             say(head)
             going_on = choice.resume and _half_done(previous.get(step_id), fingerprints[step_id])
-            context = Context(recipe, step_id, out, records, going_on, say)
+            context = Context(recipe, step_id, out, records, going_on, progress or _silent)
             record = _run_step(context, fingerprints[step_id], record)
             records[step_id] = next(step for step in record.steps if step.id == step_id)
             say(f"{head}: done in {records[step_id].seconds:.0f} s")
     return record
+
+
+def _silent(what: str, done: int, of: int) -> None:
+    """No progress is shown."""
 
 
 def _run_step(context: Context, fingerprint: str, record: RunRecord) -> RunRecord:

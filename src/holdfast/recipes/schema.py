@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from holdfast.core.config import Config, apply_overrides, load_yaml, problems_of, report
 from holdfast.core.errors import ConfigError, did_you_mean
 from holdfast.data.sources import SourceConfig
+from holdfast.evaluation.tasks import SUITES, TaskConfig, choose_tasks
 from holdfast.models.config import ModelConfig
 from holdfast.training.config import TrainConfig
 
@@ -33,6 +34,23 @@ Model = Annotated[ModelConfig, BeforeValidator(_as_source)]
 
 Source = Annotated[SourceConfig, BeforeValidator(_as_source)]
 """Rows: ``lab/arithmetic``, a file, a hub name, or a mapping with more settings."""
+
+
+def _as_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _known_suites(value: str) -> str:
+    for suite in filter(None, (word.strip() for word in value.split(","))):
+        if suite not in SUITES:
+            raise ValueError(f"unknown suite {suite!r}. {did_you_mean(suite, SUITES)}")
+    return value
+
+
+NamedTask = Annotated[TaskConfig, BeforeValidator(_as_name)]
+"""A task by its name, or a mapping with more settings."""
+
+Suites = Annotated[str, AfterValidator(_known_suites)]
 
 
 class NewTokenizer(Config):
@@ -82,18 +100,40 @@ class EvaluateStep(Config):
     do: Literal["evaluate"]
     model: Model | None = None
     """The model to measure; the recipe's ``model`` where it is left out."""
-    tasks: tuple[str, ...] = ()
-    """Task names, e.g. ``lab/arithmetic`` or ``gsm8k``."""
-    suite: str = ""
-    """Suites, separated by commas, e.g. ``safety,utility``."""
+    tasks: tuple[NamedTask, ...] = ()
+    """Task names, e.g. ``lab/arithmetic`` or ``gsm8k``, or mappings with more settings."""
+    suite: Suites = ""
+    """Suites, separated by commas, e.g. ``safety,utility``. Without tasks and suites: every lab task."""
+    harness: Literal["holdfast", "lm-eval"] = "holdfast"
+    """Who measures. ``lm-eval`` runs EleutherAI's harness (extra ``lm-eval``); ``tasks`` are then its names."""
     limit: int | None = Field(default=None, ge=1)
-    """Rows per task; all of them where it is left out."""
+    """Rows per task; all of them where it is left out (lab tasks: 300)."""
     batch_size: int = Field(default=16, ge=1)
     """Prompts that are decoded together."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of the rows and of the bootstrap."""
     quick: dict[str, Any] = Field(default_factory=dict)
     """Settings of this step that ``--quick`` replaces."""
+
+    @model_validator(mode="after")
+    def _harness_has_tasks(self) -> Self:
+        if self.harness == "lm-eval":
+            if not self.tasks or self.suite:
+                raise ValueError("harness: lm-eval needs 'tasks' by lm-eval's names, and no 'suite'")
+            return self
+        for position, task in enumerate(self.tasks):
+            try:
+                task.task  # noqa: B018 - the property raises on an unknown name or an impossible combination
+            except ConfigError as problem:
+                raise ValueError(f"tasks.{position}: {problem}") from problem
+        return self
+
+    def chosen(self) -> tuple[TaskConfig, ...]:
+        """The tasks to run: those named with their settings, then the suites' others."""
+        named = {task.name: task for task in self.tasks}
+        if named and not self.suite:
+            return tuple(named.values())
+        return tuple(named.get(task.name, task) for task in choose_tasks(named, self.suite))
 
 
 class CompareStep(Config):

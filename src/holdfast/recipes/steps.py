@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.core.files import folder_atomically, sha256_of
 from holdfast.core.results import Artifact, Metric, Sample, StepRecord, Verdict
+from holdfast.evaluation.tasks import TASKS
 from holdfast.models.config import ModelConfig
-from holdfast.recipes.schema import Recipe, TrainStep
+from holdfast.recipes.schema import CompareStep, EvaluateStep, Recipe, TrainStep
 
 if TYPE_CHECKING:
     from holdfast.data.examples import Example
@@ -20,8 +21,15 @@ if TYPE_CHECKING:
 MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 """Where the training loop leaves its result, under the step's folder."""
 TOKENIZER_FOLDER = "tokenizer"
+LOG_FILE = "log.jsonl"
+HARMFUL_CHARACTERS, SHOWN_CHARACTERS = 60, 600
+"""How much of a harmful prompt, and of any other text, a report may show."""
 CURVES = ("loss", "validation/loss", "learning_rate", "gradient_norm", "tokens_per_second")
 """Series of the training log that go into `run.json`; the whole log stays beside it."""
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,7 @@ class Context:
     """Finished steps before this one."""
     resume: bool
     """Continue what an earlier, interrupted run of this step left."""
-    say: Callable[[str], None]
+    progress: Progress
 
     @property
     def folder(self) -> Path:
@@ -158,5 +166,57 @@ def _artifact(context: Context, path: Path) -> Artifact:
     return Artifact(path=path.relative_to(context.out).as_posix(), sha256=sha256_of(path))
 
 
-EXECUTORS: dict[str, Callable[[Context], Outcome]] = {"train": _train}
+def _evaluate(context: Context) -> Outcome:
+    from holdfast.core.runtime import peak_bytes
+    from holdfast.evaluation.suite import evaluate
+    from holdfast.models.load import load_model
+
+    step = context.recipe.steps[context.step_id]
+    assert isinstance(step, EvaluateStep)
+    config = resolve_model(context.recipe, context.step_id, context.out)
+    log = context.folder / LOG_FILE
+    loaded = load_model(config)
+    result = evaluate(
+        loaded,
+        step.chosen(),
+        limit=step.limit,
+        batch_size=step.batch_size,
+        seed=step.seed,
+        log=log,
+        say=context.progress,
+    )
+    return Outcome(
+        metrics=result.metrics,
+        artifacts=(_artifact(context, log),),
+        samples=tuple(_shown(sample) for sample in result.samples),
+        model_name=loaded.name,
+        peak_bytes=peak_bytes(),
+    )
+
+
+def _shown(sample: Sample) -> Sample:
+    """A sample as a report may print it: the prompt of a harmful request only as far as its topic."""
+    harmful = TASKS[sample.task].kind in {"harmful", "labelled"}
+    return sample.model_copy(
+        update={
+            "prompt": _cut(sample.prompt, HARMFUL_CHARACTERS if harmful else SHOWN_CHARACTERS),
+            "output": _cut(sample.output, SHOWN_CHARACTERS),
+        }
+    )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _compare(context: Context) -> Outcome:
+    from holdfast.evaluation.compare import compare
+
+    step = context.recipe.steps[context.step_id]
+    assert isinstance(step, CompareStep)
+    result = compare(context.out / step.before / LOG_FILE, context.out / step.after / LOG_FILE)
+    return Outcome(metrics=result.metrics, verdicts=result.verdicts)
+
+
+EXECUTORS: dict[str, Callable[[Context], Outcome]] = {"train": _train, "evaluate": _evaluate, "compare": _compare}
 """How each kind of step runs, by the word that ``do`` has for it."""

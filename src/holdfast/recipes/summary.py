@@ -1,13 +1,133 @@
 """One sentence about a run: what happened, in numbers with intervals."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from holdfast.core.results import StepRecord
+from collections.abc import Iterable, Sequence
+
+from holdfast.core.results import Metric, StepRecord
+from holdfast.evaluation.tasks import TASKS
+
+WORDS = {
+    "attack_success_rate": "attack success",
+    "over_refusal_rate": "over-refusal",
+    "exact": "right answers",
+    "accuracy": "accuracy",
+    "pass_at_1": "pass@1",
+    "rouge_l": "ROUGE-L",
+    "followed": "injections followed",
+}
+"""The last part of a figure's name as a reader says it."""
+
+Pair = tuple[Metric, Metric]
 
 
 def summarise(steps: Sequence[StepRecord]) -> str:
-    """What the finished steps found, or which step stopped the run."""
+    """What the last finished comparison, evaluation or training found, or which step stopped the run."""
     stopped = [step for step in steps if step.status != "done"]
     if stopped:
         return f"Step {stopped[0].id} {stopped[0].status}: {' '.join(stopped[0].notes)}"
-    return ""
+    by_id = {step.id: step for step in steps}
+    for step in reversed(steps):
+        if step.do == "compare":
+            return _compared(by_id[step.config["before"]], by_id[step.config["after"]], by_id)
+    measured = [step for step in steps if step.do == "evaluate"]
+    if measured:
+        return _measured(measured[-1])
+    return _trained(steps[-1]) if steps else ""
+
+
+def figure(metric: Metric) -> str:
+    """A value with its interval, rates in percent.
+
+    >>> figure(Metric(name="x/y/exact", value=0.52, n=300, k=156, low=0.47, high=0.58))
+    '52 % [47, 58]'
+    """
+    if metric.value is None:
+        return f"unknown ({metric.reason})"
+    if metric.k is None:
+        return f"{metric.value:.2f}{_bounds(metric, 1, 2)}"
+    return f"{_percent(metric.value)} %{_bounds(metric, 100, 0)}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f}"
+
+
+def _bounds(metric: Metric, scale: float, digits: int) -> str:
+    if metric.low is None or metric.high is None:
+        return ""
+    return f" [{scale * metric.low:.{digits}f}, {scale * metric.high:.{digits}f}]"
+
+
+def primaries(metrics: Iterable[Metric]) -> dict[str, Metric]:
+    """The figure that counts of each task, by its name; breakdowns left out."""
+    wanted = {task.primary for task in TASKS.values()}
+    return {metric.name: metric for metric in metrics if metric.name in wanted and not metric.group}
+
+
+def _compared(before: StepRecord, after: StepRecord, steps: dict[str, StepRecord]) -> str:
+    first, second = primaries(before.metrics), primaries(after.metrics)
+    pairs = [(first[name], second[name]) for name in first if name in second]
+    pairs = [pair for pair in pairs if pair[0].value is not None and pair[1].value is not None]
+    if not pairs:
+        return f"{before.id} and {after.id} have no figure in common."
+    told = [pair for pair in (_largest(pairs, suite) for suite in ("utility", "safety", "injection")) if pair]
+    trained = steps.get(str(after.config.get("model", {}).get("source", "")))
+    subject = f"Fine-tuning ({trained.id})" if trained is not None else f"{after.id} against {before.id}"
+    moved = [pair for pair in told if _apart(*pair)]
+    if not moved:
+        return f"{subject} moved no figure beyond its interval: {_and(_change(*pair) for pair in told)}{_n(told)}."
+    return f"{subject} {_and(_change(*pair) for pair in moved)}{_n(moved)}."
+
+
+def _largest(pairs: Sequence[Pair], suite: str) -> Pair | None:
+    """The pair of a suite whose intervals are apart and that changed most; else the one that changed most."""
+    of_suite = [pair for pair in pairs if pair[0].name.startswith(f"{suite}/")]
+    return max(of_suite, key=lambda pair: (_apart(*pair), abs(_difference(*pair))), default=None)
+
+
+def _difference(before: Metric, after: Metric) -> float:
+    return (after.value or 0.0) - (before.value or 0.0)
+
+
+def _apart(before: Metric, after: Metric) -> bool:
+    if None in {before.low, before.high, after.low, after.high}:
+        return False
+    return bool(before.high < after.low or after.high < before.low)  # type: ignore[operator]
+
+
+def _change(before: Metric, after: Metric) -> str:
+    difference = _difference(before, after)
+    verb = "raised" if difference > 0 else "lowered" if difference < 0 else "left"
+    return f"{verb} {_name(after)} from {figure(before)} to {figure(after)}"
+
+
+def _name(metric: Metric) -> str:
+    task, _, kind = metric.name.partition("/")[2].rpartition("/")
+    return f"{WORDS.get(kind, kind)} on {task}"
+
+
+def _n(pairs: Sequence[Pair]) -> str:
+    sizes = sorted({metric.n for pair in pairs for metric in pair})
+    return f" (n = {sizes[0]})" if len(sizes) == 1 else f" (n = {sizes[0]} to {sizes[-1]})"
+
+
+def _and(parts: Iterable[str]) -> str:
+    listed = list(parts)
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
+
+
+def _measured(step: StepRecord) -> str:
+    known = [metric for metric in primaries(step.metrics).values() if metric.value is not None]
+    if not known:
+        return f"{step.id} measured {step.model_name}; no figure could be computed."
+    figures = _and(f"{_name(metric)} {figure(metric)}" for metric in known[:4])
+    more = f", and {len(known) - 4} more figures" if len(known) > 4 else ""
+    return f"{step.model_name}: {figures}{more}{_n([(metric, metric) for metric in known])}."
+
+
+def _trained(step: StepRecord) -> str:
+    losses = step.curves.get("loss", [])
+    if not losses:
+        return f"{step.id} is done."
+    return f"{step.id} trained for {losses[-1][0]:.0f} steps; its loss went from {losses[0][1]:.2f} to {losses[-1][1]:.2f}."
