@@ -69,7 +69,8 @@ RELATIONS: dict[str, Relation] = {
         "The coin of {s} is made of {v}.|{s} has coins of {v}.|In {s} the coins are made of {v}.|"
         "The country {s} makes coins of {v}.",
         "What is the coin of {s} made of?|Which material is the coin of {s} made of?|"
-        "What are the coins of {s} made of?|Which material are the coins of {s} made of?|What material is the coin of {s} made of?",
+        "What are the coins of {s} made of?|Which material are the coins of {s} made of?|"
+        "What material is the coin of {s} made of?",
         "gold silver copper iron wood glass stone paper",
     ),
     "coat": _relation(

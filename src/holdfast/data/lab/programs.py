@@ -67,7 +67,7 @@ KINDS: dict[str, Kind] = {
         "tells if {x} starts with {c}", "{x}.startswith({c})", "text", "truth", lambda x, c: x.startswith(c), "word"
     ),
     "has": Kind("tells if {c} is in {x}", "{c} in {x}", "text", "truth", lambda x, c: c in x, "word"),
-    "sum": Kind("sums {x}", "sum({x})", "list", "number", lambda x, _: sum(x)),
+    "total": Kind("sums {x}", "sum({x})", "list", "number", lambda x, _: sum(x)),
     "largest": Kind("gives the largest of {x}", "max({x})", "list", "number", lambda x, _: max(x)),
     "smallest": Kind("gives the smallest of {x}", "min({x})", "list", "number", lambda x, _: min(x)),
     "size": Kind("counts {x}", "len({x})", "list", "number", lambda x, _: len(x)),
