@@ -3,6 +3,7 @@
 from holdfast.core.registry import Registry
 from holdfast.evaluation.judges.base import FAILED, INVALID, Judge, Sample, Score
 from holdfast.evaluation.judges.choice import CHOICE
+from holdfast.evaluation.judges.code import CODE
 from holdfast.evaluation.judges.coherence import COHERENCE
 from holdfast.evaluation.judges.exact import EXACT
 from holdfast.evaluation.judges.keyword import KEYWORD
@@ -12,5 +13,5 @@ from holdfast.evaluation.judges.witness import WITNESS
 
 __all__ = ["FAILED", "INVALID", "JUDGES", "Judge", "Sample", "Score"]
 
-_ALL = (CHOICE, COHERENCE, EXACT, KEYWORD, PREFIX, ROUGE_L, WITNESS)
+_ALL = (CHOICE, CODE, COHERENCE, EXACT, KEYWORD, PREFIX, ROUGE_L, WITNESS)
 JUDGES: Registry[Judge] = Registry("judge", {judge.id: judge for judge in _ALL})
