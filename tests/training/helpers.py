@@ -1,0 +1,50 @@
+"""Small rows and runs for the tests of the training floor."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.data.examples import Example, Message
+from holdfast.training.config import TrainConfig
+from holdfast.training.loop import TrainResult, train
+from tests.zoo import tiny
+
+WORDS = "kelp rock tide hold fast wave salt moss reef sand".split()
+
+
+def examples(n: int, seed: int = 0) -> list[Example]:
+    """Rows of unequal length."""
+    dice = random.Random(seed)
+
+    def words(low: int, high: int) -> str:
+        return " ".join(dice.choices(WORDS, k=dice.randint(low, high)))
+
+    return [Example(f"row-{i}", (Message("user", words(1, 4)),), words(1, 7)) for i in range(n)]
+
+
+def config(**keys: Any) -> TrainConfig:
+    """Five steps of eight rows, small enough for a test."""
+    return TrainConfig(**({"steps": 5, "batch_size": 8, "max_length": 256, "learning_rate": 1e-3} | keys))
+
+
+def run(out: Path, settings: TrainConfig, n: int = 53, family: str = "llama", **keys: Any) -> TrainResult:
+    """Train a tiny model from the same start."""
+    return train(tiny(family), examples(n), settings, out=out, **keys)
+
+
+def weights(result: TrainResult) -> dict[str, torch.Tensor]:
+    """Every weight, by name."""
+    return {name: p.detach().clone() for name, p in result.model.model.named_parameters()}
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Over all weights."""
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Over all weights."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
