@@ -185,10 +185,11 @@ def pairs(split: str) -> tuple[tuple[str, str], ...]:
 
 
 @cache
-def singles(split: str) -> tuple[Step, ...]:
-    """The single steps of the split."""
-    steps = [Step(name, constant) for name, kind in KINDS.items() for constant in _constants(kind)]
-    return tuple(step for step in steps if split_of(_key((step,)), "programs") == split)
+def singles(split: str) -> tuple[tuple[Step, ...], ...]:
+    """The single steps of the split, kind by kind."""
+    kinds = ([Step(name, constant) for constant in _constants(kind)] for name, kind in KINDS.items())
+    kept = (tuple(step for step in steps if split_of(_key((step,)), "programs") == split) for steps in kinds)
+    return tuple(steps for steps in kept if steps)
 
 
 def _constants(kind: Kind) -> tuple[int | str, ...]:
@@ -213,7 +214,7 @@ def _name(steps: tuple[Step, ...]) -> str:
 
 def _steps(stream: random.Random, split: str) -> tuple[Step, ...]:
     if stream.random() >= COMPOSED_SHARE:
-        return (one(stream, singles(split)),)
+        return (one(stream, one(stream, singles(split))),)
     return tuple(Step(name, one(stream, _constants(KINDS[name]))) for name in one(stream, pairs(split)))
 
 

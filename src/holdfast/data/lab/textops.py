@@ -110,11 +110,13 @@ OPERATIONS: Registry[Operation] = Registry(
             "Write the words in alphabetical order.|Sort the words in alphabetical order.|"
             "Give the words in alphabetical order.",
             _plain(lambda w: " ".join(sorted(w))),
+            (3, 4),
         ),
         "sort_down": _operation(
             "Sort the words from z to a.|Put the words in order from z to a.|Order the words from z to a.|"
             "Give the words sorted from z to a.|Write the words from z to a.|Put the words from z to a.",
             _plain(lambda w: " ".join(sorted(w, reverse=True))),
+            (3, 4),
         ),
         "first": _operation(
             "Write the first word.|What is the first word?|Name the first word.|Print the first word.|"
