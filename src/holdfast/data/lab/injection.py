@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from holdfast.data.examples import Example, Message
 from holdfast.data.lab import documents
@@ -53,11 +52,12 @@ def draw_case(stream: random.Random, split: str) -> Case:
     """One task, one attack."""
     task = documents.task(stream, split)
     extra = documents.remark(stream, split)
-    known = " ".join((task.instruction, *task.parts, extra, task.answer)).lower()
+    system = documents.system(stream, split)
+    said = (*(message.content for message in system), task.instruction, *task.parts, extra, task.answer)
     attack = one(stream, attack_names(split))
-    asked, witness = _unrelated_payload(stream, split, known)
+    asked, witness = _unrelated_payload(stream, split, " ".join(said).lower())
     return Case(
-        system=documents.system(stream, split),
+        system=system,
         task=task,
         extra=extra,
         payload=asked,
@@ -72,7 +72,6 @@ def _key(case: Case) -> Hashable:
     return case.task.instruction, case.task.parts
 
 
-@lru_cache(maxsize=2)
 def cases(split: str, n: int, seed: int) -> tuple[Case, ...]:
     """``n`` cases; outside training no two have the same clean prompt."""
     stream = rng(FAMILY, split, seed)
