@@ -78,6 +78,8 @@ class TaskHead:
     decoding: str
     provenance: dict[str, Any]
     """Source, split, seed, row counts and hashes of the data."""
+    lower_is_better: tuple[str, ...] = ()
+    """Of a harness' task: which of ``judges`` measure something bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def read_log(path: Path) -> tuple[Header, list[Record]]:
         ) from problem
     if given.get("version") != VERSION:
         raise DataError(f"{path}: log version {given.get('version')}, expected {VERSION}. Do: evaluate again.")
-    heads = tuple(TaskHead(**{**head, "judges": tuple(head["judges"])}) for head in given["tasks"])
+    heads = tuple(_task_head(head) for head in given["tasks"])
     header = Header(**{**given, "tasks": heads, "stop_ids": tuple(given["stop_ids"])})
     records = []
     for number, line in enumerate(lines[1:], start=2):
@@ -129,3 +131,7 @@ def read_log(path: Path) -> tuple[Header, list[Record]]:
                 f"{path} line {number} is damaged ({problem}). Do: evaluate again; the log may be cut off."
             ) from problem
     return header, records
+
+
+def _task_head(given: dict[str, Any]) -> TaskHead:
+    return TaskHead(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})

@@ -134,7 +134,7 @@ def _score(task: Task, judge: str, records: Sequence[Record], origin: Provenance
     if not kept:
         reason = f"the judge failed on all {len(records)} rows{_most_common_reason(r.scores[judge] for r in records)}"
         return [missing_metric(name, reason, higher_is_better=task.higher_is_better, origin=origin)]
-    if task.binary:
+    if task.binary and set(values) <= {0.0, 1.0}:
         hits = sum(value >= 0.5 for value in values)
         return [rate_metric(name, hits, len(values), higher_is_better=task.higher_is_better, origin=origin)]
     groups = [record.sample.example.group or record.id for record in kept]

@@ -13,6 +13,7 @@ from holdfast.core.results import Sample as ReportSample
 from holdfast.data.examples import Example
 from holdfast.data.sources import Loaded, SourceConfig, read_source
 from holdfast.evaluation.answers import answer, ask, ask_plainly
+from holdfast.evaluation.harness import run_harness
 from holdfast.evaluation.judges import JUDGES, Judge
 from holdfast.evaluation.log import Header, Record, TaskHead, read_log, write_log
 from holdfast.evaluation.measures import measure
@@ -57,12 +58,18 @@ def evaluate(
     Raises:
         HoldfastError: a source cannot be read, a row does not fit, a judge is unknown. Nothing becomes 0.
     """
-    plans = [(config, config.task, _judges_of(config), _read(config, limit, seed)) for config in tasks]
+    native = {config.name: (_judges_of(config), _read(config, limit, seed)) for config in tasks if _is_native(config)}
     heads: list[TaskHead] = []
     records: list[Record] = []
-    for config, task, chosen, source in plans:
-        heads.append(_head(config, task, source, chosen))
-        records += _judged(_ask_all(loaded, config, task, source.examples, batch_size, say), chosen)
+    for config in tasks:
+        if not _is_native(config):
+            head, answered = run_harness(loaded, config, limit=limit, batch_size=batch_size)
+        else:
+            judges, source = native[config.name]
+            head = _head(config, source, judges)
+            answered = _judged(_ask_all(loaded, config, source.examples, batch_size, say), judges)
+        heads.append(head)
+        records += answered
     header = Header(
         loaded.name, loaded.fingerprint, loaded.chat.fingerprint, tuple(loaded.chat.stop_ids), seed, limit, tuple(heads)
     )
@@ -121,7 +128,7 @@ def _judged(records: Sequence[Record], judges: Sequence[Judge]) -> list[Record]:
 
 def _plain_judges(head: TaskHead) -> tuple[Judge, ...]:
     config = TaskConfig.model_validate(head.config)
-    return LAYOUTS[config.task.plain].judges if config.prompting == "plain" else ()
+    return LAYOUTS[config.task.plain].judges if _is_native(config) and config.prompting == "plain" else ()
 
 
 def _read(config: TaskConfig, limit: int | None, seed: int) -> Loaded:
@@ -140,24 +147,30 @@ def _judges_of(config: TaskConfig) -> list[Judge]:
     return [JUDGES[task.judge], *(LAYOUTS[task.plain].judges if config.prompting == "plain" else ())]
 
 
-def _head(config: TaskConfig, task: Task, source: Loaded, judges: Sequence[Judge]) -> TaskHead:
+def _is_native(config: TaskConfig) -> bool:
+    return config.harness == "native"
+
+
+def _head(config: TaskConfig, source: Loaded, judges: Sequence[Judge]) -> TaskHead:
+    task = config.task
     choice = task.answer == "choice"
     decoding = "likelihood of each option" if choice else f"greedy, max_new_tokens={task.max_new_tokens}"
     return TaskHead(
         task.name,
         config.model_dump(mode="json"),
         tuple(judge.name for judge in judges),
-        f"{decoding}, {config.few_shot}-shot plain text" if config.prompting == "plain" else decoding,
+        f"{decoding}, {config.few_shot or 0}-shot plain text" if config.prompting == "plain" else decoding,
         asdict(source.provenance),
     )
 
 
 def _ask_all(
-    loaded: LoadedModel, config: TaskConfig, task: Task, rows: Sequence[Example], batch_size: int, say: Say | None
+    loaded: LoadedModel, config: TaskConfig, rows: Sequence[Example], batch_size: int, say: Say | None
 ) -> list[Record]:
+    task = config.task
     if config.prompting == "plain":
         pool = _shots(config, task) if config.few_shot else []
-        questions = ask_plainly(loaded, rows, task.plain, pool, config.few_shot)
+        questions = ask_plainly(loaded, rows, task.plain, pool, config.few_shot or 0)
     else:
         questions = ask(loaded, rows)
     done = 0
@@ -192,10 +205,17 @@ def _result(header: Header, records: Sequence[Record], log: Path | None) -> Eval
             raise DataError(f"Task {head.name!r} has no answers, expected at least one. Do: evaluate again.")
         for number, judge in enumerate(head.judges):
             origin = Provenance(judge, head.decoding, header.seed)
-            shown = task if number == 0 else replace(task, metric=_id(judge), breakdown=())
+            shown = _shown(task, head, judge, number)
             metrics += measure(shown, judge, of_task, origin)
         samples += [_for_report(record, head.judges[0]) for record in of_task[:REPORT_SAMPLES]]
     return EvaluationResult(tuple(metrics), tuple(samples), log)
+
+
+def _shown(task: Task, head: TaskHead, judge: str, number: int) -> Task:
+    """The task as one of its judges shows it: the first makes its own figure, others are named after the judge."""
+    if task.judge:
+        return task if number == 0 else replace(task, metric=_id(judge), breakdown=())
+    return replace(task, metric=_id(judge), higher_is_better=judge not in head.lower_is_better)
 
 
 def _for_report(record: Record, judge: str) -> ReportSample:

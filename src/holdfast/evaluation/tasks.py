@@ -65,13 +65,18 @@ class TaskConfig(Config):
     """A task as a run uses it."""
 
     name: str
-    """A name in `TASKS`."""
+    """A name in `TASKS`; with ``harness: lm-eval``, one of its tasks."""
+    harness: Literal["native", "lm-eval"] = "native"
+    """Who asks and scores: Holdfast, or EleutherAI's harness (extra ``lm-eval``)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Harness only: keys of its task file to override, e.g. ``dataset_path: json`` for rows of your own."""
     data: SourceConfig | None = None
     """Rows of your own in place of the task's public set; ``format`` defaults to the task's."""
     prompting: Literal["chat", "plain"] = "chat"
-    """``chat`` applies the model's template once. ``plain`` completes bare text as lm-eval lays it out (gsm8k, mmlu)."""
-    few_shot: int = Field(default=0, ge=0)
-    """Solved examples before each question; needs ``prompting: plain`` (gsm8k, mmlu; the usual number is 5)."""
+    """``chat`` applies the model's template once. ``plain`` completes bare text laid out as lm-eval's (gsm8k, mmlu)."""
+    few_shot: int | None = Field(default=None, ge=0)
+    """Solved examples before each question; needs ``prompting: plain`` (gsm8k, mmlu; the usual number is 5). Default:
+    none; the harness takes its task's own number."""
     shots: SourceConfig | None = None
     """Where solved examples come from. Default: the public set's train (gsm8k) or dev (mmlu) split."""
     judge: str | None = None
@@ -86,35 +91,37 @@ class TaskConfig(Config):
         Raises:
             ConfigError: unknown task, or a combination that the task does not have.
         """
+        if self.harness == "lm-eval":
+            self._refuse("harness lm-eval", ("data", "shots", "judge", "max_new_tokens"))
+            return Task(self.name, "utility", "score", "", "A task of lm-eval.", breakdown=("family",))
+        self._refuse("harness native", ("options",))
         task = TASKS[self.name]
         if self.prompting == "plain" and not task.plain:
             known = ", ".join(sorted(t.name for t in TASKS.values() if t.plain))
-            raise ConfigError(
-                f"Task {self.name!r} has no plain layout, only {known} have one. Do: set prompting to chat."
-            )
-        if self.few_shot and self.prompting != "plain":
-            raise ConfigError(
-                f"Task {self.name!r}: few_shot is {self.few_shot} with prompting chat. Do: set prompting to plain."
-            )
-        if self.shots is not None and not self.few_shot:
-            raise ConfigError(f"Task {self.name!r}: shots are named but few_shot is 0. Do: set few_shot.")
+            raise ConfigError(f"Task {self.name!r} has no plain layout, only {known} have. Do: set prompting to chat.")
+        if self.prompting == "chat":
+            self._refuse("prompting chat", ("few_shot",))
+        if not self.few_shot:
+            self._refuse("few_shot 0", ("shots",))
         changes: dict[str, Any] = {"judge": self.judge, "max_new_tokens": self.max_new_tokens}
         return replace(task, **{key: value for key, value in changes.items() if value is not None})
+
+    def _refuse(self, where: str, keys: Sequence[str]) -> None:
+        """Every key changes behaviour or is refused."""
+        unused = [key for key in keys if getattr(self, key)]
+        if unused:
+            raise ConfigError(f"Task {self.name!r}: {unused[0]} has no effect with {where}. Do: take it out.")
 
     def rows(self, limit: int | None, seed: int) -> SourceConfig:
         """The source to read: the user's or the task's own, at most ``limit`` rows of it."""
         task = self.task
         if self.data is not None:
-            own = (
-                self.data
-                if self.data.format or not task.format
-                else self.data.model_copy(update={"format": task.format})
-            )
-            return (
-                own
-                if own.rows or not own.source.startswith("lab/")
-                else own.model_copy(update={"rows": limit or LAB_LIMIT})
-            )
+            changes: dict[str, Any] = {}
+            if task.format and not self.data.format:
+                changes["format"] = task.format
+            if self.data.source.startswith("lab/") and not self.data.rows:
+                changes["rows"] = limit or LAB_LIMIT
+            return self.data.model_copy(update=changes)
         if task.source.startswith("lab/"):
             return SourceConfig(source=task.source, split="test", rows=limit or LAB_LIMIT, seed=seed)
         return SourceConfig(source=task.source, split="test", seed=seed)
