@@ -3,69 +3,77 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from holdfast import __version__
+from holdfast.cli import doctor, listing, measure, run
 from holdfast.core.errors import HoldfastError
+
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 app = typer.Typer(
     name="holdfast",
     help="Fine-tune, merge and harden language models, and show afterwards that they still refuse what they refused.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
+for command in (
+    run.run,
+    run.check,
+    measure.evaluate,
+    measure.report,
+    measure.compare,
+    listing.list_,
+    listing.show,
+    doctor.doctor,
+):
+    app.command(name={"evaluate": "eval", "list_": "list"}.get(command.__name__))(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"holdfast {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    context.obj = {"debug": debug}
-
-
-@app.command()
-def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run. Default: runs/<name>.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep unchanged finished steps; continue a stopped one.")
-    ] = False,
-    only: Annotated[str, typer.Option("--only", metavar="STEP", help="Run this step alone.")] = "",
-    start_from: Annotated[str, typer.Option("--from", metavar="STEP", help="Run from this step on.")] = "",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer rows and steps, to see it work. Labelled in the report.")
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a problem.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Run a recipe: train, evaluate, compare, report."""
-    from holdfast.recipes.run import Choice, run_recipe
-    from holdfast.recipes.schema import load_recipe
-
-    chosen = load_recipe(Path(recipe), overrides or (), quick=quick)
-    folder = out or Path("runs") / chosen.name
-    record = run_recipe(
-        chosen, folder, Choice(resume, only, start_from), quick=quick, say=lambda line: typer.echo(line, err=True)
-    )
-    typer.echo(record.summary or f"Done. The run is in {folder}.")
-
-
-@app.command()
-def check() -> None:
-    """Validate a recipe."""
+    """Options of every command; `main` acts on ``--debug``."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: a problem becomes one sentence on stderr and exit code 2."""
+    """Entry point: a problem is one sentence on stderr and exit code 2; ``--debug``, anywhere, shows the traceback."""
     words = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in words
     try:
-        app(args=words, prog_name="holdfast", standalone_mode=True)
+        app(args=[word for word in words if word != "--debug"] or ["--help"], prog_name="holdfast")
     except HoldfastError as problem:
-        if "--debug" in words:
+        if debug:
             raise
-        typer.echo(f"holdfast: {problem}", err=True)
-        sys.exit(2)
+        _fail(str(problem))
+    except OSError as problem:
+        if debug:
+            raise
+        _fail(f"Cannot read or write {problem.filename or 'a file'}: {problem.strerror or problem}.")
+    except SystemExit as stop:
+        if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
+            typer.echo("holdfast: stopped with Ctrl-C.", err=True)
+        raise
+
+
+def _fail(sentence: str) -> None:
+    typer.echo(f"holdfast: {sentence}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -130,4 +130,5 @@ def _trained(step: StepRecord) -> str:
     losses = step.curves.get("loss", [])
     if not losses:
         return f"{step.id} is done."
-    return f"{step.id} trained for {losses[-1][0]:.0f} steps; its loss went from {losses[0][1]:.2f} to {losses[-1][1]:.2f}."
+    first, last = losses[0][1], losses[-1][1]
+    return f"{step.id} trained for {losses[-1][0]:.0f} steps; its loss went from {first:.2f} to {last:.2f}."

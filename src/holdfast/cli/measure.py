@@ -1,0 +1,164 @@
+"""``holdfast eval``, ``holdfast report`` and ``holdfast compare``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from holdfast.cli.output import Ticker, print_json, print_table, say
+from holdfast.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from holdfast.core.results import Metric, RunRecord
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
+    model: Annotated[str, typer.Argument(help="lab, a folder or a hub name. Not needed with --rescore.")] = "",
+    suite: Annotated[str, typer.Option(help="Suites, separated by commas, e.g. safety,utility.")] = "",
+    task: Annotated[list[str] | None, typer.Option("--task", help="A task. Repeatable.")] = None,
+    data: Annotated[
+        str, typer.Option(metavar="FILE", help="Rows of your own for the one --task, or for --format.")
+    ] = "",
+    format_: Annotated[str, typer.Option("--format", help="Row format of --data. Default: the task's.")] = "",
+    adapter: Annotated[str, typer.Option(metavar="FOLDER", help="A PEFT adapter to put on the model.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows per task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are decoded together.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the rows and of the bootstrap.")] = 0,
+    harness: Annotated[str, typer.Option(help="holdfast, or lm-eval for its tasks.")] = "holdfast",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Keep the log and a report in this folder.")] = None,
+    rescore: Annotated[Path | None, typer.Option(metavar="LOG", help="Make the figures of a log again.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on tasks, or rescore a log without a model."""
+    if rescore is not None:
+        if model:
+            raise ConfigError(f"--rescore reads a log and uses no model: got {model!r}. Do: give one of them.")
+        from holdfast.evaluation.suite import rescore as make_again
+
+        _print_metrics(make_again(rescore), as_json)
+        return
+    if not model:
+        raise ConfigError("No model was named. Do: holdfast eval lab, or give --rescore LOG.")
+    step: dict[str, Any] = {
+        "do": "evaluate",
+        "model": {"source": model, **({"adapter": adapter} if adapter else {})},
+        "tasks": _tasks(list(task or ()), data, format_),
+        "suite": suite,
+        "limit": limit,
+        "batch_size": batch_size,
+        "harness": harness,
+    }
+    record = _run({"name": "eval", "seed": seed, "steps": {"measured": step}}, out)
+    _print_metrics(record.steps[-1].metrics, as_json)
+    if out is not None:
+        say(f"Report: {out / 'report.html'}")
+
+
+def _tasks(names: list[str], data: str, format_: str) -> list[Any]:
+    if not data:
+        if format_:
+            raise ConfigError("--format says how --data is read, and there is no --data. Do: add --data FILE.")
+        return list(names)
+    if len(names) > 1 or not (names or format_):
+        raise ConfigError(f"--data needs one --task (or a --format that is a task): got {len(names)} tasks.")
+    source = {"source": data, **({"format": format_} if format_ else {})}
+    return [{"name": names[0] if names else format_, "data": source}]
+
+
+def _run(document: dict[str, Any], out: Path | None) -> RunRecord:
+    """One evaluation as a recipe of one step, so that it leaves the same record and log as any run."""
+    from holdfast.recipes.run import run_recipe
+    from holdfast.recipes.schema import parse_recipe
+    from holdfast.reports.build import build_report
+
+    recipe = parse_recipe(document, "holdfast eval")
+    if out is not None:
+        record = run_recipe(recipe, out, progress=Ticker())
+        build_report(record, out)
+        return record
+    with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
+        return run_recipe(recipe, Path(folder) / "run", progress=Ticker())
+
+
+def _print_metrics(metrics: tuple[Metric, ...], as_json: bool) -> None:
+    from holdfast.recipes.summary import figure
+
+    if as_json:
+        print_json([metric.model_dump(mode="json") for metric in metrics])
+        return
+    print_table(
+        ("figure", "value", "n", "invalid"),
+        [(m.name, figure(m), str(m.n), str(m.n_invalid)) for m in metrics if not m.group],
+    )
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or its run.json.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write. Default: the run's folder.")] = None,
+) -> None:
+    """Build the report of a run again, and print its table."""
+    from holdfast.core.results import RunRecord
+    from holdfast.reports.build import build_report, print_report
+
+    record = RunRecord.load(run)
+    folder = out or (run if run.is_dir() else run.parent)
+    build_report(record, folder)
+    print_report(record)
+    typer.echo(f"Report: {folder / 'report.html'}. {record.summary}")
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(help="A run folder with one evaluation, a step's folder, or a log.")],
+    after: Annotated[Path, typer.Argument(help="The same, for what is compared with it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two evaluations of the same rows, paired by prompt."""
+    from holdfast.evaluation.compare import compare as compare_logs
+
+    result = compare_logs(log_of(before), log_of(after))
+    if as_json:
+        print_json(
+            {
+                "metrics": [metric.model_dump(mode="json") for metric in result.metrics],
+                "verdicts": [verdict.model_dump(mode="json") for verdict in result.verdicts],
+            }
+        )
+        return
+    _print_metrics(result.metrics, as_json=False)
+    typer.echo()
+    print_table(
+        ("verdict", "holds", "p", "n"),
+        [
+            (v.name, {True: "yes", False: "no", None: "unknown"}[v.holds], _p_value(v.p_value), str(v.n))
+            for v in result.verdicts
+        ],
+    )
+
+
+def _p_value(p_value: float | None) -> str:
+    return "" if p_value is None else f"{p_value:.2g}"
+
+
+def log_of(path: Path) -> Path:
+    """The evaluation log that ``path`` means: itself, or the one in a step's or a run's folder.
+
+    Raises:
+        ConfigError: The folder holds no evaluation, or several; the message names them.
+    """
+    from holdfast.core.results import RunRecord
+    from holdfast.recipes.steps import LOG_FILE
+
+    if not path.is_dir():
+        return path
+    if not (path / "run.json").is_file():
+        return path / LOG_FILE
+    measured = [step.id for step in RunRecord.load(path).steps if step.do == "evaluate" and step.status == "done"]
+    if len(measured) != 1:
+        listed = ", ".join(str(path / step_id) for step_id in measured) or "none"
+        raise ConfigError(f"{path} holds {len(measured)} evaluations, expected one. Do: name one of: {listed}.")
+    return path / measured[0] / LOG_FILE

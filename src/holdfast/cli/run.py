@@ -1,0 +1,66 @@
+"""``holdfast run`` and ``holdfast check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.output import Ticker, print_json, say, size
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, e.g. steps.tuned.epochs=2. Repeatable."),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer rows and steps; the report says so.")]
+
+
+def run(
+    recipe: Recipe,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run. Default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep unchanged steps, continue a stopped one.")] = False,
+    only: Annotated[str, typer.Option("--only", metavar="STEP", help="Run this step alone.")] = "",
+    start_from: Annotated[str, typer.Option("--from", metavar="STEP", help="Run from this step on.")] = "",
+    overrides: Overrides = None,
+    quick: Quick = False,
+) -> None:
+    """Run a recipe: train, evaluate, compare, report."""
+    from holdfast.recipes.catalogue import find_recipe
+    from holdfast.recipes.run import Choice, run_recipe
+    from holdfast.recipes.schema import load_recipe
+
+    chosen = load_recipe(find_recipe(recipe), overrides or (), quick=quick)
+    folder = out or Path("runs") / chosen.name
+    try:
+        record = run_recipe(chosen, folder, Choice(resume, only, start_from), quick=quick, say=say, progress=Ticker())
+    except KeyboardInterrupt:
+        say(f"holdfast: stopped with Ctrl-C. Go on with: holdfast run {recipe} -o {folder} --resume")
+        raise typer.Exit(130) from None
+    from holdfast.reports.build import build_report
+
+    build_report(record, folder)
+    typer.echo(f"Report: {folder / 'report.html'}. {record.summary}")
+
+
+def check(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    quick: Quick = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Validate a recipe and print what it needs, before anything loads."""
+    from holdfast.recipes.catalogue import find_recipe
+    from holdfast.recipes.estimate import estimate
+    from holdfast.recipes.schema import load_recipe
+
+    path = find_recipe(recipe)
+    needs = estimate(load_recipe(path, overrides or (), quick=quick), path.name)
+    if as_json:
+        print_json(needs.as_dict())
+        return
+    typer.echo(f"{path.name}: valid, {len(needs.steps)} steps")
+    for step in needs.steps:
+        typer.echo(f"  {step.id} ({step.do}): {step.sentence}")
+    typer.echo(f"About {size(needs.memory_bytes)} of memory and {size(needs.disk_bytes)} of disk.")
