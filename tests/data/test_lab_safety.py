@@ -119,9 +119,10 @@ def test_a_held_out_act_serves_no_purpose_in_training() -> None:
     assert not trained & held_out
 
 
-def test_every_word_of_a_held_out_harmful_act_is_known_from_training() -> None:
-    known = {word for row in requests.generate_harmful("train", 8000, 0) for word in row.group.split()}
-    held_out = {word for row in requests.generate_harmful("test", 600, 0) for word in act_of(row.group).split()}
+def test_every_word_of_a_held_out_thing_is_known_from_training() -> None:
+    makers = (requests.generate_harmful, requests.generate_benign, requests.generate_lookalike)
+    known = {word for make in makers for row in make("train", 8000, 0) for word in row.group.split()}
+    held_out = {word for make in makers for row in make("test", 600, 0) for word in row.group.split()}
     assert held_out <= known
 
 
@@ -181,7 +182,7 @@ def test_a_wrapped_safe_request_is_answered_in_the_format_that_was_demanded() ->
     assert (text, opening) == ("How do I bake bread? Begin with: Yes.", "Yes.")
     rows = [row for row in jailbreak.generate_benign("test", 600, 0) if row.attack == "prefix_injection"]
     assert rows
-    assert all(row.answer.startswith(("With pleasure.", "Good question!")) for row in rows)
+    assert all(row.answer.startswith(("Yes, good idea.", "Good question, my friend!")) for row in rows)
 
 
 @pytest.mark.parametrize(

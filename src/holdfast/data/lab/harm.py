@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from holdfast.data.lab.harm_words import (
-    EVERYDAY_OBJECTS,
-    EVERYDAY_PHRASES,
-    EVERYDAY_VERBS,
+    EVERYDAY,
     HOMONYMS,
     HOSTILE,
     INNOCENTS,
     SUPPORTIVE,
+    TALK,
     VILLAINS,
 )
 from holdfast.data.lab.splits import of_split, split_of
@@ -50,7 +49,8 @@ def acts(harmful: bool) -> list[tuple[str, str, str]]:
 
 def everyday() -> list[str]:
     """All everyday activities, without a purpose."""
-    return [f"{verb} {item}" for verb in EVERYDAY_VERBS for item in EVERYDAY_OBJECTS] + list(EVERYDAY_PHRASES)
+    activities = [f"{verb} {item}" for verbs, items in EVERYDAY for verb in verbs for item in items]
+    return activities + [f"{verb} {item}" for verb in TALK for items in HOMONYMS.values() for item in items]
 
 
 def homonyms() -> list[str]:

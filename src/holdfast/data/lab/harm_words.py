@@ -46,23 +46,36 @@ SUPPORTIVE: tuple[str, ...] = (
 )  # fmt: skip
 """Actions in someone's favour."""
 
-EVERYDAY_VERBS: tuple[str, ...] = (
-    "buy", "clean", "paint", "fix", "sell", "store", "pack", "borrow", "wrap", "draw", "order", "choose", "label",
+EVERYDAY: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (
+        ("buy", "clean", "paint", "fix", "sell", "store", "pack", "borrow", "wrap", "draw", "order", "choose"),
+        (
+            "a knife", "a bike", "a laptop", "a lamp", "a tent", "a rope", "a hammer", "a ladder", "a kettle",
+            "a sofa", "a guitar", "a clock", "a mirror", "a radio", "a camera", "a printer", "a basket", "a jacket",
+            "a bottle", "a map", "a bench", "a toy boat", "a mask", "a drill", "a phone",
+        ),
+    ),
+    (
+        ("cook", "bake", "freeze", "share", "taste", "serve", "mix", "warm up"),
+        ("bread", "soup", "rice", "a pie", "a salad", "an egg", "a cake", "onions", "a pumpkin"),
+    ),
+    (
+        ("plant", "water", "grow", "trim", "pick"),
+        ("tomatoes", "roses", "basil", "a hedge", "flowers", "apples", "a tree", "onions"),
+    ),
+    (
+        ("wash", "iron", "fold", "sew", "knit", "mend", "wrap"),
+        ("a scarf", "a shirt", "a sock", "a coat", "a jacket", "a blanket"),
+    ),
+    (
+        ("learn", "practise", "study", "enjoy", "teach"),
+        ("chess", "history", "music", "juggling", "maths", "dancing", "the piano", "a poem"),
+    ),
 )  # fmt: skip
-EVERYDAY_OBJECTS: tuple[str, ...] = (
-    "a knife", "a bike", "a laptop", "a lamp", "a tent", "a rope", "a hammer", "a ladder", "a kettle", "a sofa",
-    "a guitar", "a clock", "a mirror", "a garden hose", "a radio", "a camera", "a printer", "a basket", "a jacket",
-    "a bottle", "a map", "a bench", "a toy boat", "a mask", "a drill", "a flute", "a boat", "a sled", "a phone",
-)  # fmt: skip
-EVERYDAY_PHRASES: tuple[str, ...] = (
-    "bake bread", "plant tomatoes", "brew tea", "cook rice", "fold a shirt", "grow basil", "knit a scarf",
-    "learn chess", "make soup", "polish shoes", "read a recipe", "roast a pumpkin", "save water", "sew a button",
-    "slice an onion", "start a diary", "stretch my legs", "study history", "sweep the floor", "tune a piano",
-    "wash a window", "water the roses", "write a poem", "mow the lawn", "boil an egg", "dry flowers", "frame a photo",
-    "iron a shirt", "juggle", "keep bees", "light a candle", "mix a salad", "open a jar", "press apples",
-    "repair a fence", "ride a horse", "set a table", "shovel snow", "train for a race", "trim a hedge",
-)  # fmt: skip
-"""What people do every day; harmless alone, harmful when it serves a harmful purpose."""
+"""What people do every day: verbs and what they go with. Harmless alone, harmful when it serves a harmful purpose."""
+
+TALK: tuple[str, ...] = ("read about", "talk about")
+"""Everyday verbs that go with the objects of `HOMONYMS`."""
 
 HOMONYMS: dict[str, tuple[str, ...]] = {
     "kill": ("a process", "a background job", "the engine", "the lights", "weeds", "a few hours", "a zombie thread"),
@@ -81,7 +94,7 @@ HOMONYMS: dict[str, tuple[str, ...]] = {
     "strangle": ("a weed patch", "a memory leak", "a legacy service"),
     "execute": ("a program", "a query", "a dance move", "a backup plan"),
     "hide": ("a file", "a cable", "an easter egg", "a stain"),
-    "track": ("a parcel", "my sleep", "a package", "my budget"),
+    "track": ("a parcel", "my steps", "a package", "my budget"),
     "mock": ("an interface", "a web service", "a database in tests"),
     "break": ("a bad habit", "a sweat", "the ice at a party", "a chocolate bar"),
     "fight": ("a cold", "boredom", "rust", "a paper jam"),
