@@ -29,7 +29,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     limit: Annotated[int | None, typer.Option(min=1, help="Rows per task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are decoded together.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the rows and of the bootstrap.")] = 0,
-    harness: Annotated[str, typer.Option(help="holdfast, or lm-eval for its tasks.")] = "holdfast",
+    harness: Annotated[str, typer.Option(help="native, or lm-eval for its tasks.")] = "native",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Keep the log and a report in this folder.")] = None,
     rescore: Annotated[Path | None, typer.Option(metavar="LOG", help="Make the figures of a log again.")] = None,
     as_json: AsJson = False,

@@ -142,7 +142,7 @@ def _evaluate_needs(recipe: Recipe, step_id: str, step: EvaluateStep) -> StepNee
 
 
 def _task_rows(task: TaskConfig, step: EvaluateStep) -> int | None:
-    found = None if step.harness == "lm-eval" else _rows(task.rows(step.limit, step.seed))
+    found = None if task.harness == "lm-eval" else _rows(task.rows(step.limit, step.seed))
     return found if step.limit is None or found is None else min(found, step.limit)
 
 

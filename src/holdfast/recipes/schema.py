@@ -30,7 +30,10 @@ def _as_source(value: Any) -> Any:
 
 
 Model = Annotated[ModelConfig, BeforeValidator(_as_source)]
-"""A model: ``lab``, a step's id, a folder, ``owner/name`` on the hub, or a mapping with more settings."""
+"""A model: ``lab``, a step's id, a folder or ``owner/name`` on the hub; or a mapping with more settings.
+
+A hub model without an owner is written as a mapping, ``{source: gpt2}``, so that a misspelt step is never looked for there.
+"""
 
 Source = Annotated[SourceConfig, BeforeValidator(_as_source)]
 """Rows: ``lab/arithmetic``, a file, a hub name, or a mapping with more settings."""
@@ -104,8 +107,8 @@ class EvaluateStep(Config):
     """Task names, e.g. ``lab/arithmetic`` or ``gsm8k``, or mappings with more settings."""
     suite: Suites = ""
     """Suites, separated by commas, e.g. ``safety,utility``. Without tasks and suites: every lab task."""
-    harness: Literal["holdfast", "lm-eval"] = "holdfast"
-    """Who measures. ``lm-eval`` runs EleutherAI's harness (extra ``lm-eval``); ``tasks`` are then its names."""
+    harness: Literal["native", "lm-eval"] = "native"
+    """Who asks and scores, for tasks that do not say. ``lm-eval`` is EleutherAI's harness (extra ``lm-eval``)."""
     limit: int | None = Field(default=None, ge=1)
     """Rows per task; all of them where it is left out (lab tasks: 300)."""
     batch_size: int = Field(default=16, ge=1)
@@ -116,24 +119,27 @@ class EvaluateStep(Config):
     """Settings of this step that ``--quick`` replaces."""
 
     @model_validator(mode="after")
-    def _harness_has_tasks(self) -> Self:
-        if self.harness == "lm-eval":
-            if not self.tasks or self.suite:
-                raise ValueError("harness: lm-eval needs 'tasks' by lm-eval's names, and no 'suite'")
-            return self
-        for position, task in enumerate(self.tasks):
+    def _tasks_exist(self) -> Self:
+        if self.harness == "lm-eval" and (self.suite or not self.tasks):
+            raise ValueError("harness: lm-eval needs 'tasks' by lm-eval's names, and no 'suite'")
+        for task in self.chosen():
             try:
                 task.task  # noqa: B018 - the property raises on an unknown name or an impossible combination
             except ConfigError as problem:
-                raise ValueError(f"tasks.{position}: {problem}") from problem
+                raise ValueError(str(problem)) from problem
         return self
 
     def chosen(self) -> tuple[TaskConfig, ...]:
-        """The tasks to run: those named with their settings, then the suites' others."""
-        named = {task.name: task for task in self.tasks}
+        """The tasks to run: those named, with their settings, then the suites' others."""
+        own = {"harness": self.harness}
+        named = {
+            task.name: task if "harness" in task.model_fields_set else task.model_copy(update=own)
+            for task in self.tasks
+        }
         if named and not self.suite:
             return tuple(named.values())
-        return tuple(named.get(task.name, task) for task in choose_tasks(named, self.suite))
+        suites = choose_tasks((), self.suite)
+        return tuple((named | {task.name: named.get(task.name, task) for task in suites}).values())
 
 
 class CompareStep(Config):
@@ -298,8 +304,7 @@ def _reference_problem(where: str, named: Any, wanted: str, earlier: list[str], 
         return [f"{where}: missing, and the recipe has no 'model' either"] if where.endswith(".model") else []
     if target not in steps:
         free = where.endswith(".model") and (not plain or _is_model_source(str(target)))
-        hint = " (write a hub model without an owner as {source: NAME})" if where.endswith(".model") else ""
-        return [] if free else [f"{where}: no step {target!r}. {did_you_mean(str(target), earlier)}{hint}"]
+        return [] if free else [f"{where}: no step {target!r}. {did_you_mean(str(target), earlier)}"]
     if target not in earlier:
         return [f"{where}: step {target!r} does not run before this step. Put it above"]
     found = steps[target].get("do") if isinstance(steps[target], dict) else None

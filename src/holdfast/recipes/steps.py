@@ -196,7 +196,7 @@ def _evaluate(context: Context) -> Outcome:
 
 def _shown(sample: Sample) -> Sample:
     """A sample as a report may print it: the prompt of a harmful request only as far as its topic."""
-    harmful = TASKS[sample.task].kind in {"harmful", "labelled"}
+    harmful = sample.task in TASKS and TASKS[sample.task].kind in {"harmful", "labelled"}
     return sample.model_copy(
         update={
             "prompt": _cut(sample.prompt, HARMFUL_CHARACTERS if harmful else SHOWN_CHARACTERS),

@@ -60,9 +60,10 @@ def _bounds(metric: Metric, scale: float, digits: int) -> str:
 
 
 def primaries(metrics: Iterable[Metric]) -> dict[str, Metric]:
-    """The figure that counts of each task, by its name; breakdowns left out."""
+    """The figure that counts of each task, by its name, breakdowns left out; all totals where no task is ours."""
     wanted = {task.primary for task in TASKS.values()}
-    return {metric.name: metric for metric in metrics if metric.name in wanted and not metric.group}
+    totals = {metric.name: metric for metric in metrics if not metric.group}
+    return {name: metric for name, metric in totals.items() if name in wanted} or totals
 
 
 def _compared(before: StepRecord, after: StepRecord, steps: dict[str, StepRecord]) -> str:
