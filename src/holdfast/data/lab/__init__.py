@@ -52,6 +52,8 @@ FAMILIES: Registry[Generate] = Registry(
         **{f"textops/{name}": _operation(name) for name in OPERATIONS},
         "injection": _from("injection"),
         "injection/clean": _from("injection", "generate_clean"),
+        "injection/twin": _from("injection", "generate_twin"),
+        "injection/obeyed": _from("injection", "generate_obeyed"),
         "quoting": _from("quoting"),
         "choice": _from("choice"),
         "choice/facts": _from("choice", "facts"),
