@@ -1,0 +1,187 @@
+"""Comparisons and single evaluations as rows: which figure stands beside which, and what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from holdfast.core.results import Metric, StepRecord, Verdict
+from holdfast.reports.names import BREAKDOWNS, DASH, is_rate, measure_words, number, plain, split_name
+from holdfast.reports.view import Breakdown, Figure, Panel, Row, Talk
+
+Sides = Sequence[tuple[str, StepRecord]]
+SUITES = ("safety", "injection", "utility")
+"""Order in which suites are told."""
+
+
+def figure_of(metric: Metric, *, signed: bool = False, rate: bool | None = None) -> Figure:
+    """A metric as text; a missing one as an en dash."""
+    percent = is_rate(metric) if rate is None else rate
+    unit = "" if not percent else " pp" if signed else " %"
+
+    def written(value: float) -> str:
+        return number(value, rate=percent, signed=signed)
+
+    bounded = metric.low is not None and metric.high is not None
+    return Figure(
+        value=metric.value,
+        low=metric.low,
+        high=metric.high,
+        text=DASH if metric.value is None else written(metric.value) + unit,
+        bounds=f"[{written(metric.low)}, {written(metric.high)}]" if bounded else "",  # type: ignore[arg-type]
+        n=metric.n,
+        n_invalid=metric.n_invalid,
+        rate=percent,
+        reason=metric.reason,
+    )
+
+
+def panels(steps: Sequence[StepRecord], talks: Callable[[Sides], tuple[Talk, ...]]) -> tuple[Panel, ...]:
+    """One panel a finished comparison, then one an evaluation that none of them uses, in the order of the run."""
+    by_id = {step.id: step for step in steps}
+    made = []
+    used: set[str] = set()
+    for step in steps:
+        ends = [by_id.get(str(step.config.get(key))) for key in ("before", "after")]
+        if step.do == "compare" and step.status == "done" and ends[0] is not None and ends[1] is not None:
+            made.append(_panel(step.id, ends[0], ends[1], step, talks))
+            used |= {ends[0].id, ends[1].id}
+    alone = [step for step in steps if step.do == "evaluate" and step.id not in used and step.metrics]
+    return (*made, *(_panel(step.id, None, step, None, talks) for step in alone))
+
+
+def _panel(
+    panel_id: str,
+    before: StepRecord | None,
+    after: StepRecord,
+    comparison: StepRecord | None,
+    talks: Callable[[Sides], tuple[Talk, ...]],
+) -> Panel:
+    first = {(metric.name, metric.group): metric for metric in before.metrics} if before else {}
+    second = {(metric.name, metric.group): metric for metric in after.metrics}
+    keys = list(dict.fromkeys([*first, *second]))
+    rows = {key: _row(first.get(key), second.get(key), comparison, paired=before is not None) for key in keys}
+    totals = [row for (_, group), row in rows.items() if not group]
+    main = _main(totals)
+    sides = [("before", before), ("after", after)] if before else [("", after)]
+    return Panel(
+        id=panel_id,
+        before=_side(before) if before else "",
+        after=_side(after),
+        headline=_headline(main),
+        main=tuple(main),
+        more=tuple(row for row in totals if row not in main),
+        breakdowns=_breakdowns(rows, main),
+        talks=talks([(name, step) for name, step in sides if step is not None]),
+    )
+
+
+def _side(step: StepRecord) -> str:
+    return f"{step.id} ({step.model_name})" if step.model_name else step.id
+
+
+def _main(totals: Sequence[Row]) -> list[Row]:
+    """The first total of each task is the figure that counts; by suite, in the order of the run."""
+    first: dict[tuple[str, str], Row] = {}
+    for row in totals:
+        first.setdefault((row.suite, row.task), row)
+    known = [row for suite in SUITES for row in first.values() if row.suite == suite]
+    return known + [row for row in first.values() if row.suite not in SUITES]
+
+
+def _row(before: Metric | None, after: Metric | None, comparison: StepRecord | None, *, paired: bool) -> Row:
+    metric = after or before
+    assert metric is not None
+    suite, task, measure = split_name(metric.name)
+    field, _, value = metric.group.partition("=")
+    left, right = (figure_of(side) if side else None for side in (before, after))
+    difference, verdict = _compared(comparison, metric)
+    change = figure_of(difference, signed=True, rate=is_rate(metric)) if difference else _plain_change(left, right)
+    word, test = _judgement(left, right, change, verdict, metric.higher_is_better) if paired else ("", "")
+    return Row(
+        name=metric.name,
+        label=plain(value) if field else measure_words(measure),
+        task=task,
+        suite=suite,
+        higher_is_better=metric.higher_is_better,
+        before=left,
+        after=right,
+        change=change if paired else None,
+        verdict=word,
+        test=test,
+    )
+
+
+def _compared(comparison: StepRecord | None, metric: Metric) -> tuple[Metric | None, Verdict | None]:
+    """The paired difference and the verdict that a compare step holds for a metric."""
+    if comparison is None:
+        return None, None
+    found = (m for m in comparison.metrics if m.name == f"{metric.name}/difference" and m.group == metric.group)
+    name = metric.name + (f"[{metric.group}]" if metric.group else "")
+    return next(found, None), next((v for v in comparison.verdicts if v.name == name), None)
+
+
+def _plain_change(before: Figure | None, after: Figure | None) -> Figure | None:
+    """After minus before, without an interval, where no paired difference was measured."""
+    if before is None or after is None or before.value is None or after.value is None:
+        return None
+    value = after.value - before.value
+    unit = " pp" if after.rate else ""
+    return Figure(value, None, None, number(value, rate=after.rate, signed=True) + unit, "", after.n, 0, after.rate, "")
+
+
+def _judgement(
+    before: Figure | None, after: Figure | None, change: Figure | None, verdict: Verdict | None, higher: bool
+) -> tuple[str, str]:
+    """Better, worse or no clear change; and what says so."""
+    if change is None or change.value is None:
+        return "not compared", change.reason if change else "measured on one side only"
+    better = "better" if (change.value > 0) == higher else "worse"
+    if verdict is not None:
+        p_value = "" if verdict.p_value is None else f"p {_p(verdict.p_value)}"
+        return (better if verdict.holds else "no clear change"), ", ".join(filter(None, (p_value, f"n = {verdict.n}")))
+    if change.low is not None and change.high is not None:
+        apart = change.low > 0 or change.high < 0
+        return (better if apart else "no clear change"), "by the interval of the difference"
+    return (better if _apart(before, after) else "no clear change"), "by the two intervals"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def _apart(before: Figure | None, after: Figure | None) -> bool:
+    if before is None or after is None:
+        return False
+    bounds = (before.low, before.high, after.low, after.high)
+    if any(bound is None for bound in bounds):
+        return False
+    return bool(before.high < after.low or after.high < before.low)  # type: ignore[operator]
+
+
+def _headline(main: Sequence[Row]) -> tuple[Row, ...]:
+    """Of each suite the row that changed most, clear changes before unclear ones; without a pair, the first."""
+    told = []
+    for suite in SUITES:
+        rows = [row for row in main if row.suite == suite and row.after is not None and row.after.value is not None]
+        best = max(rows, key=_weight, default=None)
+        told += [best] if best is not None else []
+    return tuple(told)
+
+
+def _weight(row: Row) -> tuple[bool, float]:
+    return row.verdict in {"better", "worse"}, abs(row.change.value or 0.0) if row.change else 0.0
+
+
+def _breakdowns(rows: dict[tuple[str, str], Row], main: Sequence[Row]) -> tuple[Breakdown, ...]:
+    """The main figure of each task by every field it was broken down by."""
+    counted = {row.name: row for row in main}
+    found: dict[tuple[str, str], list[Row]] = {}
+    for (name, group), row in rows.items():
+        if group and name in counted:
+            found.setdefault((name, group.partition("=")[0]), []).append(row)
+    return tuple(
+        Breakdown(
+            f"{counted[name].label} on {counted[name].task} by {BREAKDOWNS.get(field, plain(field))}", tuple(part)
+        )
+        for (name, field), part in found.items()
+    )

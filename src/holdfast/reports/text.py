@@ -1,0 +1,180 @@
+"""The view as Markdown and as a terminal table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from holdfast.reports.names import DASH
+from holdfast.reports.view import Breakdown, Exchange, Figure, Panel, Row, View
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+QUICK = "Quick run: figures are not for citing. Rows and steps were reduced by --quick."
+LEGEND = (
+    "Brackets are 95 % intervals; n is the number of judged answers, invalid the answers that no judge could judge. "
+    "↑ higher is better, ↓ lower is better. pp: percentage points, after minus before. – is a missing value."
+)
+
+
+def to_markdown(view: View) -> str:
+    """The whole report as GitHub-flavoured Markdown."""
+    blocks = [f"# {_text(view.title)}"]
+    blocks += [f"> **{QUICK}**"] if view.quick else []
+    blocks += [f"> **{_text(problem)}**" for problem in view.problems]
+    blocks += [_text(view.summary)] if view.summary else []
+    blocks += [_text(view.description)] if view.description else []
+    for panel in view.panels:
+        blocks += _panel(panel)
+    blocks += [f"## Training {training.id}\n\n{training.sentence}." for training in view.trainings]
+    blocks += _record(view)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _panel(panel: Panel) -> Iterable[str]:
+    yield f"## {_title(panel)}"
+    yield _rows(panel.main, panel.paired)
+    yield LEGEND
+    if panel.more:
+        yield "### Also measured"
+        yield _rows(panel.more, panel.paired)
+    for breakdown in panel.breakdowns:
+        yield f"### {_text(breakdown.title)}"
+        yield _breakdown(breakdown, panel.paired)
+    if panel.talks:
+        yield "### Sample answers"
+        yield from (_exchange(talk.exchanges[0]) for talk in panel.talks)
+
+
+def _title(panel: Panel) -> str:
+    return f"{panel.before} → {panel.after}" if panel.paired else panel.after
+
+
+def _rows(rows: Iterable[Row], paired: bool) -> str:
+    sides = ("Before", "After", "Change", "Verdict") if paired else ("Value",)
+    return _table(("Figure", "", *sides), [(_name(row), row.arrow, *_cells(row, paired)) for row in rows])
+
+
+def _breakdown(breakdown: Breakdown, paired: bool) -> str:
+    sides = ("Before", "After", "Change", "Verdict") if paired else ("Value",)
+    return _table(("", *sides), [(row.label, *_cells(row, paired)) for row in breakdown.rows])
+
+
+def _name(row: Row) -> str:
+    return f"{row.label}, {row.task}" if row.task else row.label
+
+
+def _cells(row: Row, paired: bool) -> tuple[str, ...]:
+    if not paired:
+        return (written(row.after),)
+    change = f"{row.change.text} {row.change.bounds}".strip() if row.change else DASH
+    verdict = f"{row.verdict} ({row.test})" if row.test else row.verdict
+    return written(row.before), written(row.after), change, verdict
+
+
+def written(figure: Figure | None) -> str:
+    """A figure with its interval and n in one line; a missing one with its reason."""
+    if figure is None:
+        return f"{DASH} (not measured)"
+    if figure.value is None:
+        return f"{DASH} ({figure.reason})"
+    invalid = f", {figure.n_invalid} invalid" if figure.n_invalid else ""
+    return " ".join(filter(None, (figure.text, figure.bounds, f"(n = {figure.n}{invalid})")))
+
+
+def _exchange(exchange: Exchange) -> str:
+    about = f"{exchange.task}, {exchange.group}" if exchange.group else exchange.task
+    answers = [f"- {a.side or 'answer'}: {_code(a.output)} **{_text(a.outcome)}**" for a in exchange.answers]
+    shortened = " (shortened)" if exchange.shortened else ""
+    return "\n".join([f"{_text(about)}{shortened}: {_code(exchange.prompt)}", "", *answers])
+
+
+def _record(view: View) -> Iterable[str]:
+    yield "## Steps"
+    heads = ("Step", "Does", "Status", "Model", "Time", "Peak memory", "Seed")
+    yield _table(heads, [(s.id, s.do, s.status, s.model, s.seconds, s.memory, str(s.seed)) for s in view.steps])
+    notes = [f"- {step.id}: {_text(note)}" for step in view.steps for note in step.notes]
+    if notes:
+        yield "### Notes"
+        yield "\n".join(notes)
+    artifacts = [(path, digest) for step in view.steps for path, digest in step.artifacts]
+    if artifacts:
+        yield "### Artifacts"
+        yield _table(("Path", "SHA-256"), artifacts)
+    yield "## Versions"
+    yield _table(("What", "Which"), [*view.facts, *view.packages])
+    if view.recipe:
+        yield "## Recipe"
+        fence = "`" * max(3, _longest_run(view.recipe) + 1)
+        yield f"{fence}yaml\n{view.recipe}{fence}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([_text(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _text(text: str) -> str:
+    """Text that Markdown shows as it stands: no markup, no table cell that ends early."""
+    flat = " ".join(text.split())
+    for mark in "\\`*_[]<>|":
+        flat = flat.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
+    return flat
+
+
+def _code(text: str) -> str:
+    """Model output as a code span whose fence no output can close."""
+    flat = " ".join(text.split()) or "(empty)"
+    fence = "`" * (_longest_run(flat) + 1)
+    return f"{fence} {flat} {fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
+
+
+def print_view(view: View, console: Console | None = None) -> None:
+    """Print the main tables of a run.
+
+    Args:
+        console: Where to print; standard output by default.
+    """
+    from rich.console import Console as Terminal
+    from rich.text import Text
+
+    out = console or Terminal()
+    if view.quick:
+        out.print(Text(QUICK, style="bold"))
+    for problem in view.problems:
+        out.print(Text(problem, style="bold"))
+    for panel in view.panels:
+        out.print(_terminal_table(panel))
+    for training in view.trainings:
+        out.print(Text(f"{training.id}: {training.sentence}"))
+    if view.panels:
+        out.print(Text(LEGEND, style="dim"))
+
+
+def _terminal_table(panel: Panel) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(_title(panel)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Figure")
+    for head in ("Before", "After", "Change") if panel.paired else ("Value",):
+        table.add_column(head, justify="right")
+    table.add_column("Verdict" if panel.paired else "n")
+    for row in panel.main:
+        table.add_row(Text(f"{row.arrow} {row.label}\n  {row.task}"), *(Text(cell) for cell in _lines(row, panel)))
+    return table
+
+
+def _lines(row: Row, panel: Panel) -> tuple[str, ...]:
+    sides = (row.before, row.after, row.change) if panel.paired else (row.after,)
+    cells = tuple(DASH if side is None else "\n".join(filter(None, (side.text, side.bounds))) for side in sides)
+    if panel.paired:
+        return (*cells, "\n".join(filter(None, (row.verdict, row.test))))
+    return (*cells, "" if row.after is None else str(row.after.n))
