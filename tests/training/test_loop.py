@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +28,6 @@ def test_one_by_eight_equals_eight_by_one(tmp_path: Path, whole: Any) -> None:
     parts = run(tmp_path, config(batch_size=1, accumulate=8))
     assert largest_difference(weights(parts), weights(whole)) < EXACT
     for (_, a), (_, b) in zip(parts.curves["loss"], whole.curves["loss"], strict=True):
-        assert abs(a - b) < EXACT
-
-
-def test_two_processes_equal_one(tmp_path: Path, whole: Any) -> None:
-    program = (
-        "from pathlib import Path; from tests.training.helpers import run, config; "
-        f"run(Path({str(tmp_path)!r}), config(batch_size=2, accumulate=2))"
-    )
-    script = tmp_path / "worker.py"
-    script.write_text(program)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", str(script)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert largest_difference({n: p.detach() for n, p in saved.named_parameters()}, weights(whole)) < EXACT
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    for a, (_, b) in zip(losses, whole.curves["loss"], strict=True):
         assert abs(a - b) < EXACT
 
 
@@ -97,7 +69,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path, whole: Any) -> N
 
 
 def test_bf16_learns_and_keeps_float32_weights(tmp_path: Path) -> None:
-    result = run(tmp_path, config(precision="bf16", steps=30))
+    result = run(tmp_path, config(precision="bf16", steps=30, learning_rate=1e-2))
     assert {p.dtype for p in result.model.model.parameters()} == {torch.float32}
     assert result.curves["loss"][-1][1] < 0.7 * result.curves["loss"][0][1]
 

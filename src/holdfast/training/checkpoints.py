@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.files import folder_atomically
@@ -35,10 +38,27 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+@contextmanager
+def saving(path: Path) -> Iterator[Path]:
+    """Yield a fresh folder that replaces ``path`` once it is complete; until then, what was there stays.
+
+    Raises:
+        DataError: the disk is full or not writable.
+    """
+    try:
+        with folder_atomically(path) as fresh:
+            yield fresh
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        first = str(problem).splitlines()[0]
+        raise DataError(
+            f"Cannot save {path}: {first}. What was saved before is intact. Do: make room on the disk, then resume."
+        ) from problem
+
+
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write the checkpoint of ``step``, then remove older ones. A failure in between leaves the older ones."""
     path = folder / f"step-{step:08d}"
-    with folder_atomically(path) as fresh:
+    with saving(path) as fresh:
         torch.save(state, fresh / STATE)
     for old in folder.glob("step-*"):
         if old.name < path.name:
@@ -64,7 +84,7 @@ def load(path: Path, fingerprint: str, world: int) -> dict[str, Any]:
         first = str(problem).splitlines()[0]
         raise DataError(f"Cannot read checkpoint {path}: {first}. Do: remove the folder and resume again.") from problem
     if state["fingerprint"] != fingerprint:
-        raise ConfigError(f"Cannot resume from {path}: its configuration or rows differ. Do: start without resume.")
+        raise ConfigError(f"Cannot resume from {path}: its configuration, rows or model differ. Do: start without resume.")
     if len(state["rng"]) != world:
         raise ConfigError(
             f"Cannot resume from {path}: got {world} processes, expected {len(state['rng'])}, as it was saved."

@@ -17,7 +17,6 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError
-from holdfast.core.files import folder_atomically
 from holdfast.core.runtime import peak_bytes, seed_everything
 from holdfast.data.batches import Batch, Batches, Encoded, check_lengths
 from holdfast.training import checkpoints, gates
@@ -146,8 +145,10 @@ class _Run:
         if self.validation is not None:
             self.held_out = self._batches(encode(self.loaded, self.validation, config, self.notes), 1, shuffle=False)
         self.steps = config.steps or math.ceil((config.epochs or 0) * self.data.steps_per_epoch)
-        self.fingerprint = _fingerprint(config, rows)
+        self.fingerprint = _fingerprint(config, rows, self.loaded.fingerprint)
         self.dtype = next(model.parameters()).dtype
+        if config.params == "full" and self.dtype != torch.float32:
+            self.notes.append(f"The weights are {str(self.dtype).removeprefix('torch.')}: trained in float32, then cast back.")
         self.bare = make_trainable(model, config)
         self.shadows = Shadows(self.bare, self.constraint)
         self.parameters = self.shadows.parameters(self.bare)
@@ -293,7 +294,7 @@ class _Run:
         if loss < self.best.loss:
             self.best = _Best(loss, done)
             if self.config.keep == "best" and self.main:
-                with folder_atomically(self.out / "checkpoints" / "best") as fresh:
+                with checkpoints.saving(self.out / "checkpoints" / "best") as fresh:
                     torch.save(self._trained(), fresh / checkpoints.STATE)
         else:
             self.best.bad += 1
@@ -360,7 +361,7 @@ class _Run:
         if self.config.params == "full":
             self.bare.to(self.dtype)
         if self.main:
-            with folder_atomically(folder) as fresh:
+            with checkpoints.saving(folder) as fresh:
                 self.bare.save_pretrained(fresh)  # type: ignore[operator]
                 self.loaded.tokenizer.save_pretrained(fresh)
         self.accelerator.wait_for_everyone()
@@ -370,8 +371,8 @@ class _Run:
         return TrainResult(model, curves, done, speed, peak, folder, tuple(self.notes))
 
 
-def _fingerprint(config: TrainConfig, rows: Sequence[Encoded]) -> str:
-    digest = hashlib.sha256(config.model_dump_json().encode())
+def _fingerprint(config: TrainConfig, rows: Sequence[Encoded], model: str) -> str:
+    digest = hashlib.sha256(f"{model}/{config.model_dump_json()}".encode())
     for row in rows:
         digest.update(repr((row.id, row.ids, row.response)).encode())
     return digest.hexdigest()
