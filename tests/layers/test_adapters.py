@@ -175,7 +175,7 @@ def test_layer_map_of_a_peft_model_reads_and_writes_the_base_weights(tmp_path: P
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa': it changes the base weights"),
         (
             {"target_modules": ["model.embed_tokens"]},
-            "got the weight base_model.model.model.embed_tokens.lora_embedding_A",
+            "got the weight base_model.model.model.embed_tokens.lora_",
         ),
     ],
 )
@@ -220,9 +220,8 @@ def test_damaged_folders_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"got the weight base_model.model.lm_head.weight, expected only lora_A"):
         read_peft(folder)
     moe_key = "base_model.model.model.layers.0.mlp.experts.lora_"
-    rewrite_weights(
-        folder, lambda weights: {f"{moe_key}A.weight": torch.ones(4, 2), f"{moe_key}B.weight": torch.ones(2, 4)}
-    )
+    experts = {f"{moe_key}A.weight": torch.ones(4, 2), f"{moe_key}B.weight": torch.ones(2, 4)}
+    rewrite_weights(folder, lambda weights: experts)
     with pytest.raises(AdapterError, match=r"got an adapter of the module model.layers.0.mlp.experts, expected"):
         read_peft(folder)
     (folder / "adapter_model.safetensors").write_bytes(b"\x10")

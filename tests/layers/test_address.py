@@ -1,15 +1,18 @@
 """Names and storage of every family's layers, checked through what the model computes."""
 
 import copy
+import sys
+import types
 
 import pytest
 import torch
-from tests.zoo import CONFIGS, FAMILIES, tiny
+from tests.zoo import CONFIGS, FAMILIES, byte_tokenizer, tiny
 from torch import Tensor, nn
 
 from holdfast.core.errors import LayerError, NumericsError
 from holdfast.layers.address import Layer, LayerMap, layer_name
 from holdfast.layers.capture import capture
+from holdfast.models.build import new_model
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 UNGATED = ("gpt2", "gpt_neox")
@@ -148,6 +151,18 @@ def test_heads_of_neox_hold_their_rows_one_after_the_other() -> None:
     assert torch.equal(layers.read("layers.0.k_proj"), stored[:, 1].reshape(32, 32))
 
 
+@pytest.mark.parametrize("model_type", ["gemma", "granite", "olmo2", "smollm3"])
+def test_kin_of_llama_are_mapped_like_llama(model_type: str) -> None:
+    config = CONFIGS["llama"] | {"model_type": model_type} | ({"head_dim": 8} if model_type == "gemma" else {})
+    layers = LayerMap.of(new_model(config, byte_tokenizer(), 0).eval())
+    assert [(layer.name, layer.path) for layer in layers] == [
+        (layer.name, layer.path) for layer in LayerMap.of(tiny("llama").model)
+    ]
+    carried = input_of(layers, "layers.0.o_proj")
+    layers.write("layers.0.v_proj", 2 * layers.read("layers.0.v_proj"))
+    torch.testing.assert_close(input_of(layers, "layers.0.o_proj"), 2 * carried)
+
+
 def test_selection_by_kind_name_glob_and_list_keeps_model_order() -> None:
     layers = LayerMap.of(tiny("llama").model)
     assert [layer.name for layer in layers.select("o_proj")] == ["layers.0.o_proj", "layers.1.o_proj"]
@@ -209,19 +224,49 @@ def test_read_weight_is_a_copy_and_write_rounds_to_storage() -> None:
 
 
 class Params4bit(nn.Parameter):
-    """A stand-in with the class name by which PEFT and bitsandbytes know a packed weight."""
+    """A stand-in with the class name of bitsandbytes' packed weight."""
 
 
-def test_quantised_weight_is_read_through_peft_and_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
+class Int8Params(nn.Parameter):
+    """A stand-in with the class name of bitsandbytes' 8-bit weight."""
+
+    SCB = None
+
+
+def quantised(weight: nn.Parameter, **attributes: object) -> LayerMap:
     layers = LayerMap.of(tiny("llama").model)
-    clear = layers.read("layers.0.q_proj")
-    module = layers.module("layers.0.q_proj")
-    module.weight = Params4bit(torch.zeros(512, 1, dtype=torch.uint8), requires_grad=False)
-    monkeypatch.setattr("peft.utils.integrations.dequantize_module_weight", {module: clear}.__getitem__)
-    assert torch.equal(layers.read("layers.0.q_proj"), clear)
-    assert (layers["layers.0.q_proj"].out_features, layers["layers.0.q_proj"].in_features) == (32, 32)
-    with pytest.raises(LayerError, match=r"cannot write layers.0.q_proj: got a quantised weight \(Params4bit\)"):
-        layers.write("layers.0.q_proj", clear)
+    for name, value in attributes.items():
+        setattr(weight, name, value)
+    layers.module("layers.0.q_proj").weight = weight
+    return layers
+
+
+def test_quantised_weight_is_dequantised_on_reading_and_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    clear = torch.randn(32, 32)
+    functional = types.SimpleNamespace(
+        dequantize_4bit=lambda packed, state: state.clear if packed.shape == (512, 1) else None,
+        int8_vectorwise_dequant=lambda stored, scales: stored * scales[:, None] / 127,
+    )
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace(functional=functional))
+    packed = Params4bit(torch.zeros(512, 1, dtype=torch.uint8), requires_grad=False)
+    four = quantised(packed, quant_state=types.SimpleNamespace(clear=clear))
+    assert torch.equal(four.read("layers.0.q_proj"), clear)
+    assert (four["layers.0.q_proj"].out_features, four["layers.0.q_proj"].in_features) == (32, 32)
+    eight = quantised(Int8Params(torch.full((32, 32), 127, dtype=torch.int8), requires_grad=False), SCB=clear[0])
+    torch.testing.assert_close(eight.read("layers.0.q_proj"), clear[0][:, None].expand(32, 32))
+    for layers, kind in ((four, "Params4bit"), (eight, "Int8Params")):
+        with pytest.raises(LayerError, match=rf"cannot write layers.0.q_proj: got a quantised weight \({kind}\)"):
+            layers.write("layers.0.q_proj", clear)
+
+
+def test_repacked_and_unknown_quantisations_are_refused_rather_than_misread() -> None:
+    repacked = types.SimpleNamespace(packing_format_for_cpu=True)
+    four = quantised(Params4bit(torch.zeros(512, 1, dtype=torch.uint8), requires_grad=False), quant_state=repacked)
+    with pytest.raises(LayerError, match=r"layers.0.q_proj: got a 4-bit weight that its first forward repacked"):
+        four.read("layers.0.q_proj")
+    other = quantised(nn.Parameter(torch.zeros(32, 32, dtype=torch.int8), requires_grad=False))
+    with pytest.raises(LayerError, match=r"got a weight of Parameter stored as torch.int8, expected floating point"):
+        other.read("layers.0.q_proj")
 
 
 def test_module_paths_of_any_family_give_the_name_of_the_whole_module() -> None:

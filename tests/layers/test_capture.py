@@ -193,6 +193,15 @@ def test_backward_after_the_block_is_not_seen() -> None:
     assert hooks_in(model) == 0
 
 
+def test_second_backward_through_one_forward_is_refused_when_pairs_were_streamed() -> None:
+    model = model_of("llama")
+    with stream_pairs(LayerMap.of(model).select("layers.1.o_proj"), lambda layer, a_bti, g_bto: None):
+        loss = loss_of(model)
+        loss.backward(retain_graph=True)
+        with pytest.raises(LayerError, match=r"layers.1.o_proj: got a second backward through one forward"):
+            loss.backward()
+
+
 def test_peft_wrapped_model_gives_the_input_and_gradient_of_the_whole_layer() -> None:
     model = tiny("llama").model
     layers = LayerMap.of(model)
@@ -232,5 +241,5 @@ def test_gradient_checkpointing_is_refused_in_training_and_harmless_in_eval() ->
 
 @pytest.mark.parametrize("options", [{"inputs": False}, {"output_gradients": True, "consume": print}])
 def test_asking_for_nothing_or_for_both_kinds_in_one_stream_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(LayerError, match="expected one kind. To stream both, stream_pairs"):
+    with pytest.raises(LayerError, match=r"expected one kind. To stream both, stream_pairs"):
         capture(LayerMap.of(model_of("llama")), **options).__enter__()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from holdfast.core.errors import LayerError, NumericsError, did_you_mean
+from holdfast.layers.quantised import dequantised, is_quantised
 
 
 @dataclass(frozen=True)
@@ -315,12 +316,13 @@ class LayerMap:
 
     @torch.no_grad()
     def read(self, name: str) -> Tensor:
-        """A copy of the weight, ``(o, i)``, in the storage dtype; quantised weights are dequantised."""
+        """A copy of the weight, ``(o, i)``, in the storage dtype; bitsandbytes weights are dequantised.
+
+        Raises:
+            LayerError: The name is unknown, or the weight is quantised in another way.
+        """
         layer, parameter = self[name], self.parameter(name)
-        if parameter.is_floating_point() and not _is_quantised(parameter):
-            stored = parameter.detach()
-        else:
-            stored = _dequantised(name, self.module(name))
+        stored = dequantised(name, self.module(name)) if is_quantised(parameter) else parameter.detach()
         matrix = stored.T if isinstance(self.module(name), Conv1D) else stored
         if layer.rows is not None:
             return matrix.index_select(0, layer.rows.index(matrix.device))
@@ -353,7 +355,7 @@ class LayerMap:
             matrix.index_copy_(0, layer.rows.index(matrix.device), rounded)
 
     def _refuse_unwritable(self, name: str, parameter: nn.Parameter) -> None:
-        if not parameter.is_floating_point() or _is_quantised(parameter):
+        if is_quantised(parameter):
             raise LayerError(
                 f"cannot write {name}: got a quantised weight ({type(parameter).__name__}), expected a floating-point "
                 "one. Load the model without quantization."
@@ -387,21 +389,3 @@ class LayerMap:
         return LayerError(
             f"no layer matches {pattern!r} in {type(self.base).__name__}. {hint}Known: {', '.join(kinds)}."
         )
-
-
-def _is_quantised(parameter: nn.Parameter) -> bool:
-    kind = type(parameter)
-    return kind.__name__ in ("Params4bit", "Int8Params") or kind.__module__.startswith("torchao.")
-
-
-def _dequantised(name: str, module: nn.Module) -> Tensor:
-    """The floating-point value of a bitsandbytes weight, through PEFT's own reader."""
-    from peft.utils.integrations import dequantize_module_weight
-
-    weight = cast(Tensor, dequantize_module_weight(module))
-    if not weight.is_floating_point():
-        raise LayerError(
-            f"cannot read {name}: got a weight stored as {weight.dtype}, expected floating point or bitsandbytes. "
-            "Load the model without this quantization."
-        )
-    return weight.detach()

@@ -78,7 +78,8 @@ def stream_pairs(layers: LayerMap, consume: PairConsumer) -> Iterator[None]:
     Of each layer only the input is held between forward and backward, and let go once consumed.
 
     Raises:
-        LayerError: Gradient checkpointing would run forwards twice, or autograd is off in a forward.
+        LayerError: Gradient checkpointing would run forwards twice, autograd is off in a forward, or a second backward
+            runs through one forward.
     """
     with _hooks(layers) as hooks:
         hooks.on_pair(consume)
@@ -87,8 +88,7 @@ def stream_pairs(layers: LayerMap, consume: PairConsumer) -> Iterator[None]:
 
 @contextmanager
 def _hooks(layers: LayerMap) -> Iterator["_Hooks"]:
-    base = cast(Any, layers.base)
-    if base.training and getattr(base, "is_gradient_checkpointing", False):
+    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in layers.base.modules()):
         raise LayerError(
             "cannot capture: got gradient checkpointing, which runs each forward twice, expected it off. "
             "Call model.eval() or model.gradient_checkpointing_disable()."
@@ -136,7 +136,16 @@ class _Hooks:
 
     def _see_pair(self, members: list[Layer], consume: PairConsumer, a_bti: Tensor, output: Tensor) -> Tensor:
         waiting = {layer.name: a_bti for layer in members}
-        return self._watch(output, members, lambda layer, g_bto: consume(layer, waiting.pop(layer.name), g_bto))
+
+        def join(layer: Layer, g_bto: Tensor) -> None:
+            if layer.name not in waiting:
+                raise LayerError(
+                    f"cannot pair {layer.name}: got a second backward through one forward, expected one. "
+                    "Run the forward again."
+                )
+            consume(layer, waiting.pop(layer.name), g_bto)
+
+        return self._watch(output, members, join)
 
     def _watch(self, output: Tensor, members: list[Layer], consume: Consumer) -> Tensor:
         """The output itself, or a leaf in its place if it had no gradient, with a hook on its gradient."""
@@ -147,9 +156,14 @@ class _Hooks:
             )
         watched = output if output.requires_grad else output.detach().requires_grad_()
 
-        def arrived(g_bto: Tensor) -> None:
+        def arrived(g_bto: Tensor | None) -> None:
             if not self._open:
                 return
+            if g_bto is None:
+                raise LayerError(
+                    f"cannot capture the output gradient of {members[0].name}: got none from an operation above it, "
+                    "expected a differentiable forward. For 4-bit weights on a CPU call model.train()."
+                )
             for layer in members:
                 g_part = g_bto.detach()
                 if layer.rows is not None:
