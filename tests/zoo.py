@@ -27,8 +27,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2", **_BASE},
     "qwen3": {"model_type": "qwen3", **_BASE, "head_dim": 8},
     "mistral": {"model_type": "mistral", **_BASE, "head_dim": 8, "sliding_window": 16},
-    "gemma2": {"model_type": "gemma2", **_BASE, "head_dim": 8, "sliding_window": 16},
-    "gemma3": {"model_type": "gemma3_text", **_BASE, "head_dim": 8, "sliding_window": 16},
+    # Gemma ties its embeddings; tied random ones only ever repeat the last token
+    "gemma2": {"model_type": "gemma2", **_BASE, "head_dim": 8, "sliding_window": 16, "tie_word_embeddings": False},
+    "gemma3": {"model_type": "gemma3_text", **_BASE, "head_dim": 8, "sliding_window": 16, "tie_word_embeddings": False},
     "phi3": {"model_type": "phi3", **_BASE},
     "gpt2": {
         "model_type": "gpt2",

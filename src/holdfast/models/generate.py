@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from torch.nn.functional import pad
 
 from holdfast.core.errors import DataError
 from holdfast.data.batches import Encoded
+from holdfast.models.cache import SlotCache
 from holdfast.models.load import LoadedModel
+
+_REFILL = 0.25
+"""Share of the batch that must be free before new prompts are read: reading few at a time costs more than it gains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,9 @@ class Completion:
 @dataclass(slots=True)
 class _Row:
     index: int
-    prompt: Encoded
+    prompt: tuple[int, ...]
     made: list[int] = field(default_factory=list)
+    finish: Literal["stop", "length"] = "length"
 
 
 @torch.inference_mode()
@@ -42,66 +48,118 @@ def generate(
 ) -> list[Completion]:
     """Greedy answers, in the order of ``prompts``.
 
-    Rows are sorted by length, padded on the left, and leave the batch as they finish.
+    Rows are taken longest first, padded on the left, leave the batch as they finish, and make room for the next ones.
 
     Args:
+        batch_size: Rows decoded together at most.
         progress: Called with the number of rows that have just finished.
     Raises:
         DataError: a prompt and its answer do not fit the model's context; the message names the row.
     """
     check_context(loaded, prompts, max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
+    waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     done: dict[int, Completion] = {}
-    was_training = loaded.model.training
-    loaded.model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = [_Row(i, prompts[i]) for i in order[start : start + batch_size]]
-        for row, finish in _decode(loaded, rows, max_new_tokens, progress):
-            done[row.index] = Completion(loaded.chat.decode(row.made), tuple(row.made), finish)
-    loaded.model.train(was_training)
+    with _evaluating(loaded.model):
+        batch: _Batch | None = None
+        while waiting or (batch and batch.live):
+            free = batch_size - (len(batch.live) if batch else 0)
+            if waiting and free >= batch_size * _REFILL:
+                taken = [_Row(i, prompts[i].ids) for i in reversed(waiting[-free:])]
+                del waiting[-free:]
+                fresh = _Batch(loaded, taken, max_new_tokens)
+                finished = fresh.read()
+                batch = batch.joined(fresh) if batch and batch.live else fresh
+            else:
+                assert batch is not None  # nothing waits, or the batch is nearly full
+                finished = batch.step()
+                if not waiting:
+                    batch.shrink()
+            for row in finished:
+                done[row.index] = Completion(loaded.chat.decode(row.made), tuple(row.made), row.finish)
+            if progress is not None and finished:
+                progress(len(finished))
     return [done[i] for i in range(len(prompts))]
 
 
-def _decode(
-    loaded: LoadedModel, rows: list[_Row], max_new_tokens: int, progress: Callable[[int], None] | None
-) -> list[tuple[_Row, Literal["stop", "length"]]]:
-    model, stops = loaded.model, set(loaded.chat.stop_ids)
-    inputs, mask = _left_padded([row.prompt.ids for row in rows], loaded.chat.pad_id, model.device)
-    cache = DynamicCache(config=model.config)
-    finished: list[tuple[_Row, Literal["stop", "length"]]] = []
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    while rows:
-        out = model(
-            input_ids=inputs,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
+class _Batch:
+    """Rows being decoded, each in a slot; one forward pass a step. An ended row's slot runs on until it is reused.
+
+    ``mask`` is ``(slots, columns)``, 1 on real tokens, the newest column last; ``positions`` and ``last`` (the tokens
+    to read next) are ``(slots, 1)``.
+    """
+
+    def __init__(self, loaded: LoadedModel, rows: list[_Row], max_new_tokens: int) -> None:
+        self.live = dict(enumerate(rows))
+        self._model, self._stops, self._most = loaded.model, set(loaded.chat.stop_ids), max_new_tokens
+        self._slots = len(rows)
+        self._last, self._mask = _left_padded([row.prompt for row in rows], loaded.chat.pad_id, self._model.device)
+        self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        self._cache = SlotCache(self._model.config)
+
+    def read(self) -> list[_Row]:
+        """Read the prompts and make the first token of each row; returns the rows that end with it."""
+        out = self._model(
+            input_ids=self._last,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        chosen = out.logits[:, -1].argmax(-1)
-        keep = []
-        for place, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
-            if token in stops:
-                finished.append((row, "stop"))
-                continue
-            row.made.append(token)
-            if len(row.made) == max_new_tokens:
-                finished.append((row, "length"))
+        self._last = out.logits[:, -1].argmax(-1, keepdim=True)
+        self._positions = self._positions[:, -1:] + 1
+        return self._end_rows(self._last[:, 0].tolist())
+
+    def step(self) -> list[_Row]:
+        """One more token for each row; returns the rows that end with it."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(self._slots, 1)], dim=1)
+        return self.read()
+
+    def _end_rows(self, tokens: list[int]) -> list[_Row]:
+        ended = []
+        for slot, row in self.live.items():
+            if tokens[slot] in self._stops:
+                row.finish = "stop"
             else:
-                keep.append(place)
-        if progress is not None and len(keep) < len(rows):
-            progress(len(rows) - len(keep))
-        positions = positions[:, -1:] + 1
-        if len(keep) < len(rows):
-            rows = [rows[place] for place in keep]
-            kept = torch.tensor(keep, device=mask.device, dtype=torch.long)
-            chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
-            if rows:
-                cache.batch_select_indices(kept)
-        inputs = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-    return finished
+                row.made.append(tokens[slot])
+                if len(row.made) < self._most:
+                    continue
+            ended.append(slot)
+        if ended:  # an ended slot must not run past the last position of a learnt position table
+            self._positions[ended] = 0
+        return [self.live.pop(slot) for slot in ended]
+
+    def joined(self, fresh: _Batch) -> _Batch:
+        """This batch with the live rows of ``fresh`` in its free slots; ``fresh`` has no more columns than this."""
+        if not fresh.live:
+            return self
+        self._forget_columns()
+        rows = torch.tensor(list(fresh.live), device=self._mask.device)
+        free = [slot for slot in range(self._slots) if slot not in self.live][: len(fresh.live)]
+        slots = torch.tensor(free, device=self._mask.device)
+        self._cache.put(slots, fresh._cache, rows)
+        self._mask[slots] = pad(fresh._mask[rows], (self._mask.shape[1] - fresh._mask.shape[1], 0))
+        self._positions[slots], self._last[slots] = fresh._positions[rows], fresh._last[rows]
+        self.live |= dict(zip(free, fresh.live.values(), strict=True))
+        return self
+
+    def shrink(self) -> None:
+        """Give up ended slots once they are a fair share; only when no row waits for them."""
+        if not self.live or self._slots - len(self.live) < self._slots * _REFILL:
+            return
+        kept = torch.tensor(list(self.live), device=self._mask.device)
+        self._cache.keep(kept)
+        self._mask, self._positions, self._last = self._mask[kept], self._positions[kept], self._last[kept]
+        self.live = dict(enumerate(self.live.values()))
+        self._slots = len(self.live)
+        self._forget_columns()
+
+    def _forget_columns(self) -> None:
+        """Drop the oldest columns that are padding in every live row."""
+        used = self._mask[list(self.live)].any(0)
+        columns = int(used.int().argmax())
+        self._cache.drop(columns)
+        self._mask = self._mask[:, columns:]
 
 
 @torch.inference_mode()
@@ -110,13 +168,11 @@ def log_likelihoods(loaded: LoadedModel, rows: Sequence[Encoded], batch_size: in
     check_context(loaded, rows, 0)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
     out: dict[int, tuple[float, int]] = {}
-    was_training = loaded.model.training
-    loaded.model.eval()
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        for index, value in zip(chunk, _likelihoods(loaded, [rows[i] for i in chunk]), strict=True):
-            out[index] = value
-    loaded.model.train(was_training)
+    with _evaluating(loaded.model):
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            for index, value in zip(chunk, _likelihoods(loaded, [rows[i] for i in chunk]), strict=True):
+                out[index] = value
     return [out[i] for i in range(len(rows))]
 
 
@@ -162,6 +218,17 @@ def context_length(model: Any) -> int | None:
     config = model.config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     return int(length) if length else None
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Dropout off inside; as it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[Tensor, Tensor]:
