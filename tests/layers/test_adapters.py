@@ -104,6 +104,8 @@ def test_writing_and_reading_gives_the_same_bits_and_the_same_files(tmp_path: Pa
     for name, change in first.deltas.items():
         assert torch.equal(second.deltas[name].A, change.A)
         assert torch.equal(second.deltas[name].B, change.B)
+    targets = json.loads((tmp_path / "b" / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(first.paths.values())
     files = sorted(path.name for path in (tmp_path / "b").iterdir())
     assert files == ["adapter_config.json", "adapter_model.safetensors", "holdfast.json"]
     assert all((tmp_path / "b" / file).read_bytes() == (tmp_path / "c" / file).read_bytes() for file in files)

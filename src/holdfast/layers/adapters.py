@@ -146,7 +146,7 @@ def merge_into(model: nn.Module, adapter: Adapter) -> None:
     _check_fit(layers, adapter)
     for name, change in adapter.deltas.items():
         weight = layers.read(name)
-        delta = change.dense().to(weight.device)
+        delta = LowRank(change.A.to(weight.device), change.B.to(weight.device)).dense()
         layers.write(name, weight.to(delta.dtype) + delta)
 
 
