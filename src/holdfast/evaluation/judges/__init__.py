@@ -6,12 +6,14 @@ from holdfast.evaluation.judges.choice import CHOICE
 from holdfast.evaluation.judges.code import CODE
 from holdfast.evaluation.judges.coherence import COHERENCE
 from holdfast.evaluation.judges.exact import EXACT
+from holdfast.evaluation.judges.injection import INJECTION
 from holdfast.evaluation.judges.keyword import KEYWORD
 from holdfast.evaluation.judges.prefix import PREFIX
+from holdfast.evaluation.judges.refusal import REFUSAL
 from holdfast.evaluation.judges.rouge_l import ROUGE_L
 from holdfast.evaluation.judges.witness import WITNESS
 
 __all__ = ["FAILED", "INVALID", "JUDGES", "Judge", "Sample", "Score"]
 
-_ALL = (CHOICE, CODE, COHERENCE, EXACT, KEYWORD, PREFIX, ROUGE_L, WITNESS)
+_ALL = (CHOICE, CODE, COHERENCE, EXACT, INJECTION, KEYWORD, PREFIX, REFUSAL, ROUGE_L, WITNESS)
 JUDGES: Registry[Judge] = Registry("judge", {judge.id: judge for judge in _ALL})

@@ -1,0 +1,90 @@
+"""Any Hugging Face sequence classifier as a judge, by folder or name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.core.errors import ConfigError, did_you_mean
+from holdfast.evaluation.judges.base import INVALID, Judge, Sample, Score
+from holdfast.evaluation.judges.coherence import incoherent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def classifier(
+    source: str, labels: Mapping[str, float], *, measures: str = "refused", batch_size: int = 16, pairs: bool = True
+) -> Judge:
+    """A judge made of a sequence classifier; the model is loaded at its first use.
+
+    Args:
+        source: Folder or hub name that `AutoModelForSequenceClassification` loads.
+        labels: The classifier's label names, each with the value in [0, 1] that it stands for, e.g.
+            ``{"refusal": 1.0, "compliance": 0.0}``. Every label of the model must be named.
+        measures: What a value of 1 means.
+        batch_size: Answers a forward pass.
+        pairs: Give the classifier prompt and answer as a pair; otherwise the answer alone.
+
+    Returns:
+        A judge whose outcome is the winning label and whose reason holds its probability. Incoherent answers are
+        invalid before the classifier sees them.
+
+    Raises:
+        ConfigError: at first use, where the model's labels and ``labels`` differ.
+    """
+    loaded: list[tuple[Any, Any]] = []
+
+    def judge(samples: Sequence[Sample]) -> list[Score]:
+        if not loaded:
+            loaded.append(_load(source, labels))
+        tokenizer, model = loaded[0]
+        scores: list[Score] = [Score(None, INVALID, incoherent(sample.output)) for sample in samples]
+        valid = [index for index, score in enumerate(scores) if not score.reason]
+        for start in range(0, len(valid), batch_size):
+            chosen = valid[start : start + batch_size]
+            rows = _probabilities(tokenizer, model, [samples[i] for i in chosen], pairs)
+            for index, row in zip(chosen, rows, strict=True):
+                winner = int(row.argmax())
+                name = model.config.id2label[winner]
+                scores[index] = Score(labels[name], name, f"probability {float(row[winner]):.3f}")
+        return scores
+
+    return Judge(f"classifier/{Path(source).name}", 1, measures, judge)
+
+
+def _load(source: str, labels: Mapping[str, float]) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # heavy: only when it is used
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForSequenceClassification.from_pretrained(source).eval()
+    except (OSError, ValueError) as problem:
+        first = str(problem).splitlines()[0]
+        raise ConfigError(
+            f"Judge 'classifier' cannot load {source!r}: {first} "
+            "Do: give a folder or hub name of a sequence classifier."
+        ) from problem
+    known = set(model.config.id2label.values())
+    for label in sorted(set(labels) ^ known):
+        if label in known:
+            raise ConfigError(f"Judge 'classifier' has no value for label {label!r} of {source}. Do: map every label.")
+        raise ConfigError(f"{source} has no label {label!r}. {did_you_mean(label, known)}")
+    return tokenizer, model
+
+
+def _probabilities(tokenizer: Any, model: Any, samples: Sequence[Sample], pairs: bool) -> Tensor:
+    """Class probabilities, ``(len(samples), classes)``; long pairs lose the prompt's words before the answer's."""
+    import torch
+
+    outputs = [sample.output for sample in samples]
+    prompts = ["\n".join(m.content for m in sample.example.messages) for sample in samples]
+    texts = (prompts, outputs) if pairs else (outputs,)
+    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1 << 20))
+    encoded = tokenizer(
+        *texts, padding=True, truncation="only_first" if pairs else True, max_length=limit, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        logits: Tensor = model(**encoded.to(model.device)).logits
+    return logits.float().softmax(dim=-1)
