@@ -32,7 +32,7 @@ def _as_source(value: Any) -> Any:
 Model = Annotated[ModelConfig, BeforeValidator(_as_source)]
 """A model: ``lab``, a step's id, a folder or ``owner/name`` on the hub; or a mapping with more settings.
 
-A hub model without an owner is written as a mapping, ``{source: gpt2}``, so that a misspelt step is never looked for there.
+A hub model without an owner is written as a mapping, ``{source: gpt2}``: a misspelt step is never looked for there.
 """
 
 Source = Annotated[SourceConfig, BeforeValidator(_as_source)]

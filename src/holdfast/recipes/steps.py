@@ -13,13 +13,16 @@ from holdfast.core.files import folder_atomically, sha256_of
 from holdfast.core.results import Artifact, Metric, Sample, StepRecord, Verdict
 from holdfast.evaluation.tasks import TASKS
 from holdfast.models.config import ModelConfig
-from holdfast.recipes.schema import CompareStep, EvaluateStep, Recipe, TrainStep
+from holdfast.recipes.schema import TRAINED, CompareStep, EvaluateStep, NewTokenizer, Recipe, TrainStep
 
 if TYPE_CHECKING:
     from holdfast.data.examples import Example
+    from holdfast.models.load import LoadedModel
 
 MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 """Where the training loop leaves its result, under the step's folder."""
+BASE_FOLDER = "base"
+"""What an adapter stands on, where that is itself a merge of an earlier adapter."""
 TOKENIZER_FOLDER = "tokenizer"
 LOG_FILE = "log.jsonl"
 HARMFUL_CHARACTERS, SHOWN_CHARACTERS = 60, 600
@@ -83,17 +86,18 @@ def resolve_model(recipe: Recipe, step_id: str, out: Path) -> ModelConfig:
     An adapter is put on the model it was trained on.
     """
     wanted = recipe.model_of(step_id)
+    if wanted.tokenizer == TRAINED:
+        return wanted.model_copy(update={"tokenizer": str(out / step_id / TOKENIZER_FOLDER)})
     if wanted.source not in recipe.steps:
         return wanted
-    folder = out / wanted.source / ADAPTER_FOLDER
-    if not folder.exists():
-        return wanted.model_copy(update={"source": str(out / wanted.source / MODEL_FOLDER)})
+    step_folder = out / wanted.source
+    if not (step_folder / ADAPTER_FOLDER).exists():
+        return wanted.model_copy(update={"source": str(step_folder / MODEL_FOLDER)})
+    merged = step_folder / BASE_FOLDER
     base = resolve_model(recipe, wanted.source, out)
-    return base.model_copy(update=_explicit(wanted) | {"source": base.source, "adapter": str(folder)})
-
-
-def _explicit(config: ModelConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.model_fields_set}
+    explicit = {name: getattr(wanted, name) for name in wanted.model_fields_set}
+    source = str(merged) if merged.exists() else base.source
+    return base.model_copy(update=explicit | {"source": source, "adapter": str(step_folder / ADAPTER_FOLDER)})
 
 
 def _train(context: Context) -> Outcome:
@@ -107,8 +111,10 @@ def _train(context: Context) -> Outcome:
     validation = [row for source in step.validation for row in load_examples(source)]
     config = resolve_model(context.recipe, context.step_id, context.out)
     if step.tokenizer is not None:
-        config = config.model_copy(update={"tokenizer": str(_new_tokenizer(context, step, rows))})
+        _new_tokenizer(context, step.tokenizer, rows)
     loaded = load_model(config)
+    if config.adapter is not None and step.params != "full":
+        _keep_base(context, loaded)
     result = train(
         loaded,
         rows,
@@ -123,24 +129,34 @@ def _train(context: Context) -> Outcome:
         metrics=(rate,),
         artifacts=(_artifact(context, result.folder),),
         curves={name: thinned(curve) for name, curve in result.curves.items() if name in CURVES},
-        notes=result.notes,
-        model_name=loaded.name,
+        notes=(*loaded.notes, *result.notes),
+        model_name=_name(context, loaded),
         peak_bytes=result.peak_bytes,
     )
 
 
-def _new_tokenizer(context: Context, step: TrainStep, rows: list[Example]) -> Path:
+def _name(context: Context, loaded: LoadedModel) -> str:
+    """The step that made the model, or else the model's own name."""
+    source = context.recipe.model_of(context.step_id).source
+    return source if source in context.recipe.steps else loaded.name
+
+
+def _keep_base(context: Context, loaded: LoadedModel) -> None:
+    """Save the model that this step's adapter will stand on, because it holds an earlier adapter merged in."""
+    with folder_atomically(context.folder / BASE_FOLDER) as fresh:
+        loaded.model.save_pretrained(fresh)
+        loaded.tokenizer.save_pretrained(fresh)
+
+
+def _new_tokenizer(context: Context, settings: NewTokenizer, rows: list[Example]) -> None:
     """Train the tokenizer of a new model on the step's own rows; a resumed step keeps the one it has."""
     from holdfast.models.build import train_tokenizer
 
-    assert step.tokenizer is not None
     folder = context.folder / TOKENIZER_FOLDER
     if not folder.exists():
-        settings = step.tokenizer
         made = train_tokenizer(_texts(rows), settings.vocab_size, min_frequency=settings.min_frequency)
         with folder_atomically(folder) as fresh:
             made.save_pretrained(fresh)
-    return folder
 
 
 def _texts(rows: list[Example]) -> Iterator[str]:
@@ -189,7 +205,8 @@ def _evaluate(context: Context) -> Outcome:
         metrics=result.metrics,
         artifacts=(_artifact(context, log),),
         samples=tuple(_shown(sample) for sample in result.samples),
-        model_name=loaded.name,
+        notes=loaded.notes,
+        model_name=_name(context, loaded),
         peak_bytes=peak_bytes(),
     )
 
