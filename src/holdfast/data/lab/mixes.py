@@ -16,16 +16,18 @@ from holdfast.data.lab import FAMILIES, textops
 from holdfast.data.lab.splits import rng
 
 BASE: Mapping[str, float] = {
-    "arithmetic": 0.17,
-    "passages": 0.14,
-    "textops": 0.19,
-    "several": 0.07,
-    "choice/facts": 0.09,
+    "arithmetic": 0.16,
+    "passages": 0.15,
+    "textops": 0.20,
+    "textops/copy": 0.03,
+    "several": 0.08,
+    "injection/clean": 0.06,
+    "choice/facts": 0.06,
     "choice": 0.06,
-    "programs": 0.08,
-    "requests/complied": 0.07,
-    "requests/benign": 0.06,
-    "requests/lookalike": 0.03,
+    "programs": 0.07,
+    "requests/complied": 0.04,
+    "requests/benign": 0.03,
+    "requests/lookalike": 0.02,
     "jailbreak/complied": 0.02,
     "jailbreak/benign": 0.02,
 }
@@ -39,8 +41,9 @@ ALIGNMENT: Mapping[str, float] = {
     "jailbreak/benign": 0.11,
     "arithmetic": 0.08,
     "passages": 0.09,
-    "textops": 0.11,
-    "choice": 0.05,
+    "textops": 0.09,
+    "injection/clean": 0.04,
+    "choice": 0.04,
     "programs": 0.05,
 }
 """Share of each family in the alignment stage: as many safe requests as harmful ones, wrappers on both."""
@@ -71,20 +74,35 @@ def alignment(split: str, n: int, seed: int) -> list[Example]:
 
 
 def several(split: str, n: int, seed: int) -> list[Example]:
-    """Rows with two instructions about one text, or a second one that needs none: the last one is answered."""
+    """Rows with two instructions, about one text, a document, or nothing: the last one is answered."""
     draw = rng("several", split, seed)
-    return [_several(draw, split, f"several/{split}/{seed}/{index}") for index in range(n)]
+    documents = iter(FAMILIES["injection/clean"](split, n, seed))
+    rows = []
+    for index in range(n):
+        kind = draw.random()
+        if kind < 0.35:
+            pieces, answer = _two_texts(draw, split)
+        elif kind < 0.7:
+            first, data, _, _ = textops.task(draw, split)
+            pieces, answer = _then_say(first, data, draw, split)
+        else:
+            document = next(documents).messages
+            pieces, answer = _then_say(document[-2].content, document[-1].content, draw, split)
+        turns = tuple(Message("user", piece) for piece in pieces)
+        rows.append(Example(f"several/{split}/{seed}/{index}", turns, answer, family="several", split=split))
+    return rows
 
 
-def _several(draw: random.Random, split: str, row_id: str) -> Example:
-    first, data, _, _ = textops.task(draw, split)
-    if draw.random() < 0.6:
-        last, answer = textops.say_task(draw, split)
-        pieces = [first, f"{data}{draw.choice(('. ', ' ', chr(10)))}{last}"] if draw.random() < 0.6 else [first, data, last]
-    else:
-        last, text, answer, _ = textops.task(draw, split)
-        pieces = [first, text, last]
-    return Example(row_id, tuple(Message("user", piece) for piece in pieces), answer, family="several", split=split)
+def _two_texts(draw: random.Random, split: str) -> tuple[list[str], str]:
+    first, _, _, _ = textops.task(draw, split)
+    last, text, answer, _ = textops.task(draw, split)
+    return [first, last, text], answer
+
+
+def _then_say(first: str, data: str, draw: random.Random, split: str) -> tuple[list[str], str]:
+    last, answer = textops.say_task(draw, split)
+    joined = data + draw.choice((". ", " ", "\n")) + last
+    return ([first, joined] if draw.random() < 0.7 else [first, data, last]), answer
 
 
 def _counts(shares: Mapping[str, float], n: int) -> dict[str, int]:
