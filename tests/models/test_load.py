@@ -1,0 +1,258 @@
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from pydantic import ValidationError
+from tests.close import assert_close
+from tests.zoo import CONFIGS, byte_tokenizer, tiny, tiny_folder
+
+from holdfast.core.errors import AdapterError, ConfigError, DataError, MissingExtra
+from holdfast.data.examples import Message
+from holdfast.models import sources
+from holdfast.models.load import ModelConfig, load_model
+
+IDS = torch.arange(40)[None] % 200
+
+
+def adapter(folder: Path, base: str = "llama", **changes: object) -> Path:
+    """A LoRA with random weights, made by PEFT on a tiny model and saved by it."""
+    torch.manual_seed(1)
+    settings = {"r": 4, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False, **changes}
+    tuned = peft.get_peft_model(tiny(base).model, peft.LoraConfig(**settings))
+    tuned.save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_loads_with_the_same_logits_and_in_evaluation_mode(tmp_path: Path) -> None:
+    loaded = load_model(ModelConfig(source=str(tiny_folder(tmp_path, "qwen3"))))
+    assert_close(loaded.model(IDS).logits, tiny("qwen3").model(IDS).logits, "exact")
+    assert not loaded.model.training
+    assert loaded.name == "tiny-qwen3-0"
+    assert loaded.chat.text([Message("user", "hi")]) == "<|bos|><|user|>hi<|end|><|assistant|>"
+
+
+def test_loading_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_folder(tmp_path, "llama")
+    capfd.readouterr()
+    load_model(ModelConfig(source=str(folder)))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_fingerprint_follows_weights_and_adapter(tmp_path: Path) -> None:
+    one, two = tiny_folder(tmp_path, "llama", 0), tiny_folder(tmp_path, "llama", 1)
+    prints = [load_model(ModelConfig(source=str(f))).fingerprint for f in (one, two)]
+    prints.append(load_model(ModelConfig(source=str(one), adapter=str(adapter(tmp_path / "a")))).fingerprint)
+    assert len(set(prints)) == 3
+    assert load_model(ModelConfig(source=str(one))).fingerprint == prints[0]
+
+
+def test_dtype_is_the_one_asked_for(tmp_path: Path) -> None:
+    folder = str(tiny_folder(tmp_path, "llama"))
+    assert load_model(ModelConfig(source=folder)).model.dtype == torch.float32
+    assert load_model(ModelConfig(source=folder, dtype="bfloat16")).model.dtype == torch.bfloat16
+
+
+def test_a_new_model_depends_on_its_seed_only(tmp_path: Path) -> None:
+    folder = str(tiny_folder(tmp_path, "llama"))
+
+    def logits(seed: int) -> torch.Tensor:
+        config = ModelConfig(source="new", config=CONFIGS["gpt2"], tokenizer=folder, seed=seed)
+        return load_model(config).model(IDS).logits
+
+    state = torch.get_rng_state()
+    first = logits(3)
+    assert torch.equal(torch.get_rng_state(), state), "the caller's random state is left alone"
+    torch.manual_seed(99)
+    assert_close(logits(3), first, "exact")
+    assert not torch.equal(logits(4), first)
+
+
+def test_a_merged_adapter_gives_the_logits_that_peft_gives(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path, "llama")
+    saved = adapter(tmp_path / "tuned")
+    loaded = load_model(ModelConfig(source=str(folder), adapter=str(saved)))
+    stock = peft.PeftModel.from_pretrained(tiny("llama").model, saved).eval()
+    assert_close(loaded.model(IDS).logits, stock(IDS).logits)
+    assert type(loaded.model).__name__ == "LlamaForCausalLM"
+    assert loaded.name == "tiny-llama-0 + tuned"
+    assert (loaded.model(IDS).logits - tiny("llama").model(IDS).logits).abs().max() > 0.1
+
+
+def test_an_adapter_that_records_another_base_leaves_a_note(tmp_path: Path) -> None:
+    folder, saved = tiny_folder(tmp_path, "llama"), adapter(tmp_path / "tuned")
+    file = saved / "adapter_config.json"
+    for recorded, notes in (("someone/else", 1), (str(folder), 0)):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": recorded}))
+        assert len(load_model(ModelConfig(source=str(folder), adapter=str(saved))).notes) == notes
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_an_adapter_of_another_architecture_is_refused(tmp_path: Path, family: str) -> None:
+    config = ModelConfig(source=str(tiny_folder(tmp_path, family)), adapter=str(adapter(tmp_path / "tuned")))
+    with pytest.raises(AdapterError, match=r"does not fit .*Do: give the model it was trained on"):
+        load_model(config)
+
+
+def test_an_adapter_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    saved = adapter(tmp_path / "tuned", r=8)
+    file = saved / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"r": 4}))
+    with pytest.raises(AdapterError, match="size mismatch"):
+        load_model(ModelConfig(source=str(tiny_folder(tmp_path, "llama")), adapter=str(saved)))
+
+
+def test_an_adapter_with_tensors_that_the_model_would_ignore_is_refused(tmp_path: Path) -> None:
+    saved = adapter(tmp_path / "tuned")
+    file = saved / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["q_proj"]}))
+    with pytest.raises(AdapterError, match=r"4 tensors differ, .*down_proj.* in the file only"):
+        load_model(ModelConfig(source=str(tiny_folder(tmp_path, "llama")), adapter=str(saved)))
+
+
+def test_unreadable_adapters_are_refused(tmp_path: Path) -> None:
+    folder = str(tiny_folder(tmp_path, "llama"))
+    saved = adapter(tmp_path / "tuned")
+    with pytest.raises(ConfigError, match=r"without adapter_config\.json\. Do: point model\.adapter"):
+        load_model(ModelConfig(source=folder, adapter=folder))
+    with pytest.raises(ConfigError, match=r"Cannot load an adapter from .*no such folder"):
+        load_model(ModelConfig(source=folder, adapter=str(tmp_path / "missing")))
+    weights = saved / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AdapterError, match="does not fit"):
+        load_model(ModelConfig(source=folder, adapter=str(saved)))
+    weights.unlink()
+    with pytest.raises(AdapterError, match=r"has no adapter_model\.safetensors"):
+        load_model(ModelConfig(source=folder, adapter=str(saved)))
+    (saved / "adapter_config.json").write_text("{")
+    with pytest.raises(AdapterError, match="not a PEFT configuration"):
+        load_model(ModelConfig(source=folder, adapter=str(saved)))
+
+
+def test_an_adapter_given_as_a_model_says_where_it_belongs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"it is an adapter\. Do: give its base as model\.source"):
+        load_model(ModelConfig(source=str(adapter(tmp_path / "tuned"))))
+
+
+def test_missing_folders_and_foreign_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such folder\. Do: check model\.source"):
+        load_model(ModelConfig(source=str(tmp_path / "nothing")))
+    with pytest.raises(ConfigError, match=r"without config\.json"):
+        load_model(ModelConfig(source=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"model\.revision 'v1' has no effect"):
+        load_model(ModelConfig(source=str(tiny_folder(tmp_path, "llama")), revision="v1"))
+
+
+def test_a_hub_model_that_is_not_cached_is_one_sentence_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(name: str, **_: object) -> str:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(sources, "snapshot_download", unreachable)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(ConfigError, match=r"^Cannot fetch owner/name: the hub cannot be reached.* Do: .*'lab'"):
+        load_model(ModelConfig(source="owner/name"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="Cannot fetch owner/name@v2: HF_HUB_OFFLINE is set"):
+        load_model(ModelConfig(source="owner/name", revision="v2"))
+
+
+def test_a_hub_model_loads_from_the_folder_that_the_hub_client_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_folder(tmp_path, "llama")
+    asked = []
+
+    def fetch(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append((name, revision, "*.py" in allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(sources, "snapshot_download", fetch)
+    loaded = load_model(ModelConfig(source="owner/name", revision="v1"))
+    assert asked == [("owner/name", "v1", False)]
+    assert loaded.name == loaded.source == "owner/name"
+
+
+def test_names_that_are_neither_folder_nor_hub_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="neither a folder nor a hub name"):
+        load_model(ModelConfig(source="owner/na me"))
+
+
+def test_truncated_weights_are_one_sentence(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path, "llama")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"Cannot read the weights of .*truncated"):
+        load_model(ModelConfig(source=str(folder)))
+
+
+def test_weights_that_lack_a_tensor_are_refused_instead_of_drawn_at_random(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_folder(tmp_path, "llama")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"incomplete: 1 .*model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(ModelConfig(source=str(folder)))
+
+
+def test_weights_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    with pytest.raises(DataError, match="Cannot read the weights"):
+        load_model(ModelConfig(source=str(folder)))
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path, "llama")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ConfigError, match=r"Cannot read the tokenizer|has no tokenizer\.json"):
+        load_model(ModelConfig(source=str(folder)))
+
+
+def test_a_folder_whose_tokenizer_has_no_template_loads_with_the_plain_one(tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    tiny("llama").model.save_pretrained(folder)
+    byte_tokenizer(chat_template=None, pad=False).save_pretrained(folder)
+    with pytest.raises(ConfigError, match="no chat template"):
+        load_model(ModelConfig(source=str(folder)))
+    loaded = load_model(ModelConfig(source=str(folder), chat_template="plain"))
+    assert loaded.chat.text([Message("user", "hi")]) == "User: hi\n\nAssistant:"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_what_needs_cuda_says_so_on_a_machine_without(tmp_path: Path) -> None:
+    folder = str(tiny_folder(tmp_path, "llama"))
+    with pytest.raises(ConfigError, match="'cuda' is not available"):
+        load_model(ModelConfig(source=folder, device="cuda"))
+    with pytest.raises(ConfigError, match="'4bit' needs CUDA"):
+        load_model(ModelConfig(source=folder, quantization="4bit"))
+
+
+def test_quantization_without_bitsandbytes_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("holdfast.models.load.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"'8bit' needs .*holdfast\[quant\]"):
+        load_model(ModelConfig(source="lab", quantization="8bit"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"source": "new"}, "needs both config and tokenizer"),
+        ({"source": "lab", "seed": 3}, "seed has no effect on source 'lab'"),
+        ({"source": "lab", "config": {"model_type": "llama"}}, "config has no effect"),
+        (
+            {"source": "new", "config": {"model_type": "llama"}, "tokenizer": "lab", "quantization": "4bit"},
+            "quantization has no effect",
+        ),
+    ],
+)
+def test_keys_without_effect_are_refused(keys: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        ModelConfig(**keys)
