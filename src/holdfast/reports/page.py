@@ -8,6 +8,25 @@ from holdfast.reports import figures
 from holdfast.reports.text import QUICK
 from holdfast.reports.view import View
 
+LEGEND = (
+    (
+        "Interval",
+        "Brackets and whiskers are 95 % intervals. Were the run repeated on fresh prompts of the same kind, "
+        "about 19 of 20 such intervals would hold the true figure. How each was made stands in the table of all figures.",
+    ),
+    ("n", "Answers that a judge could judge. Invalid ones (empty, looping, incoherent) are counted apart, never as 0."),
+    ("↑ ↓", "Which direction is good: ↑ higher is better, ↓ lower is better."),
+    (
+        "✓ better, ✗ worse",
+        "The change is larger than chance explains, by the paired test where a compare step made one, otherwise "
+        "because the two intervals do not touch. ≈ no clear change: the data do not tell; it is not proof of no change.",
+    ),
+    ("pp", "Percentage points, after minus before, on the same prompts."),
+    ("–", "A value that is missing. The reason stands beside it."),
+    ("Before, after", "Before is blue and hollow, after is orange and filled, on the whole page."),
+)
+"""What every sign on the page means."""
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -25,4 +44,4 @@ def to_html(view: View) -> str:
     )
     environment.globals["figures"] = figures
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(view=view, style=style, quick_warning=QUICK)
+    return environment.get_template("page.html.j2").render(view=view, style=style, quick_warning=QUICK, legend=LEGEND)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from holdfast.core.results import Metric, StepRecord, Verdict
+from holdfast.reports.answers import talks
 from holdfast.reports.names import BREAKDOWNS, DASH, is_rate, measure_words, number, plain, split_name
-from holdfast.reports.view import Breakdown, Figure, Panel, Row, Talk
+from holdfast.reports.view import Breakdown, Figure, Panel, Row
 
-Sides = Sequence[tuple[str, StepRecord]]
 SUITES = ("safety", "injection", "utility")
 """Order in which suites are told."""
 
@@ -18,16 +18,14 @@ def figure_of(metric: Metric, *, signed: bool = False, rate: bool | None = None)
     percent = is_rate(metric) if rate is None else rate
     unit = "" if not percent else " pp" if signed else " %"
 
-    def written(value: float) -> str:
-        return number(value, rate=percent, signed=signed)
-
-    bounded = metric.low is not None and metric.high is not None
+    low, high = metric.low, metric.high
+    bounds = "" if low is None or high is None else f"[{number(low, rate=percent)}, {number(high, rate=percent)}]"
     return Figure(
         value=metric.value,
-        low=metric.low,
-        high=metric.high,
-        text=DASH if metric.value is None else written(metric.value) + unit,
-        bounds=f"[{written(metric.low)}, {written(metric.high)}]" if bounded else "",  # type: ignore[arg-type]
+        low=low,
+        high=high,
+        text=DASH if metric.value is None else number(metric.value, rate=percent, signed=signed) + unit,
+        bounds=bounds,
         n=metric.n,
         n_invalid=metric.n_invalid,
         rate=percent,
@@ -35,7 +33,7 @@ def figure_of(metric: Metric, *, signed: bool = False, rate: bool | None = None)
     )
 
 
-def panels(steps: Sequence[StepRecord], talks: Callable[[Sides], tuple[Talk, ...]]) -> tuple[Panel, ...]:
+def panels(steps: Sequence[StepRecord]) -> tuple[Panel, ...]:
     """One panel a finished comparison, then one an evaluation that none of them uses, in the order of the run."""
     by_id = {step.id: step for step in steps}
     made = []
@@ -43,10 +41,10 @@ def panels(steps: Sequence[StepRecord], talks: Callable[[Sides], tuple[Talk, ...
     for step in steps:
         ends = [by_id.get(str(step.config.get(key))) for key in ("before", "after")]
         if step.do == "compare" and step.status == "done" and ends[0] is not None and ends[1] is not None:
-            made.append(_panel(step.id, ends[0], ends[1], step, talks))
+            made.append(_panel(step.id, ends[0], ends[1], step))
             used |= {ends[0].id, ends[1].id}
     alone = [step for step in steps if step.do == "evaluate" and step.id not in used and step.metrics]
-    return (*made, *(_panel(step.id, None, step, None, talks) for step in alone))
+    return (*made, *(_panel(step.id, None, step, None) for step in alone))
 
 
 def _panel(
@@ -54,7 +52,6 @@ def _panel(
     before: StepRecord | None,
     after: StepRecord,
     comparison: StepRecord | None,
-    talks: Callable[[Sides], tuple[Talk, ...]],
 ) -> Panel:
     first = {(metric.name, metric.group): metric for metric in before.metrics} if before else {}
     second = {(metric.name, metric.group): metric for metric in after.metrics}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from holdfast.core.results import Metric, RunRecord, StepRecord
-from holdfast.reports.answers import talks
-from holdfast.reports.names import DASH, duration, is_rate, number, plain, size, split_name
+from holdfast.reports.names import DASH, duration, plain, size
 from holdfast.reports.panels import figure_of, panels
 from holdfast.reports.view import Curve, Full, Step, Training, View
 
@@ -15,12 +14,14 @@ def read_run(run: RunRecord) -> View:
     """The view of a run: finished, failed, interrupted or empty."""
     return View(
         name=run.name,
+        version=run.version,
+        started=_moment(run.started),
         title=run.recipe.get("title") or run.name,
         description=" ".join(str(run.recipe.get("description", "")).split()),
         summary=run.summary,
         quick=run.quick,
         problems=_problems(run),
-        panels=panels(run.steps, talks),
+        panels=panels(run.steps),
         trainings=tuple(training for step in run.steps if (training := _training(step))),
         steps=tuple(_step(step) for step in run.steps),
         full=tuple(_full(step, metric) for step in run.steps for metric in step.metrics),
@@ -28,6 +29,12 @@ def read_run(run: RunRecord) -> View:
         packages=tuple(sorted(run.packages.items())),
         recipe=_yaml(run.recipe),
     )
+
+
+def _moment(started: str) -> str:
+    """A time to the minute, as it is where it is not ISO 8601 in UTC."""
+    day, _, time = started.partition("T")
+    return f"{day} {time[:5]} UTC" if time.endswith("+00:00") else started
 
 
 def _problems(run: RunRecord) -> tuple[str, ...]:
@@ -93,7 +100,7 @@ def _full(step: StepRecord, metric: Metric) -> Full:
 def _facts(run: RunRecord) -> tuple[tuple[str, str], ...]:
     return (
         ("Run", run.name),
-        ("Started", run.started),
+        ("Started", _moment(run.started)),
         ("Device", run.device),
         ("Holdfast", run.version),
         ("Commit", run.git or DASH + " (not started in a git repository)"),

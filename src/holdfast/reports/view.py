@@ -165,6 +165,9 @@ class View:
     """A whole run."""
 
     name: str
+    version: str
+    started: str
+    """E.g. ``2026-11-21 02:03 UTC``."""
     title: str
     description: str
     summary: str
