@@ -134,4 +134,5 @@ def read_log(path: Path) -> tuple[Header, list[Record]]:
 
 
 def _task_head(given: dict[str, Any]) -> TaskHead:
-    return TaskHead(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    lists = {name: tuple(given[name]) for name in ("judges", "lower_is_better")}
+    return TaskHead(**{**given, **lists})

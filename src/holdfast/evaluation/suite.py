@@ -199,23 +199,22 @@ def _result(header: Header, records: Sequence[Record], log: Path | None) -> Eval
     metrics: list[Metric] = []
     samples: list[ReportSample] = []
     for head in header.tasks:
-        task = TaskConfig.model_validate(head.config).task
         of_task = [record for record in records if record.task == head.name]
         if not of_task:
             raise DataError(f"Task {head.name!r} has no answers, expected at least one. Do: evaluate again.")
-        for number, judge in enumerate(head.judges):
+        for judge in head.judges:
             origin = Provenance(judge, head.decoding, header.seed)
-            shown = _shown(task, head, judge, number)
-            metrics += measure(shown, judge, of_task, origin)
+            metrics += measure(shown_task(head, judge), judge, of_task, origin)
         samples += [_for_report(record, head.judges[0]) for record in of_task[:REPORT_SAMPLES]]
     return EvaluationResult(tuple(metrics), tuple(samples), log)
 
 
-def _shown(task: Task, head: TaskHead, judge: str, number: int) -> Task:
+def shown_task(head: TaskHead, judge: str) -> Task:
     """The task as one of its judges shows it: the first makes its own figure, others are named after the judge."""
-    if task.judge:
-        return task if number == 0 else replace(task, metric=_id(judge), breakdown=())
-    return replace(task, metric=_id(judge), higher_is_better=judge not in head.lower_is_better)
+    task = TaskConfig.model_validate(head.config).task
+    if not task.judge:
+        return replace(task, metric=_id(judge), higher_is_better=judge not in head.lower_is_better)
+    return task if judge == head.judges[0] else replace(task, metric=_id(judge), breakdown=())
 
 
 def _for_report(record: Record, judge: str) -> ReportSample:

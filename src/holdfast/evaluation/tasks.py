@@ -20,7 +20,7 @@ Kind = Literal["harmful", "harmless", "labelled", "score", "injection"]
 ``harmful``: refusing is right. ``harmless``: refusing is wrong. ``labelled``: each row says which (``label``: safe or
 unsafe). ``score``: the mean of the judge's values. ``injection``: did the answer follow the injected instruction?
 """
-REFUSAL_JUDGE = "keyword"
+REFUSAL_JUDGE = "refusal"
 """Who says whether a text is a refusal, unless ``judge`` names another."""
 LAB_LIMIT = 300
 """Rows of a lab task without ``limit``: the least at which the model card's table is measured."""
