@@ -167,23 +167,23 @@ def compared() -> StepRecord:
         difference = second.value - first.value
         metrics.append(
             Metric(
-                name=f"{name}/difference",
+                name=f"{name}/change",
                 value=difference,
                 n=first.n,
                 low=difference - 0.06,
                 high=difference + 0.06,
-                interval="paired bootstrap 95%",
+                interval="paired bootstrap 95% by group",
                 higher_is_better=first.higher_is_better,
             )
         )
         verdicts.append(
             Verdict(
-                name=name,
+                name=f"{name} changed",
                 holds=abs(difference) > 0.06,
                 statistic=difference,
                 p_value=1e-9 if abs(difference) > 0.06 else 0.31,
                 n=first.n,
-                null="the figure is the same before and after",
+                null="on the same prompts nothing changed (exact McNemar)",
             )
         )
     return StepRecord(

@@ -55,7 +55,7 @@ def bars(row: Row) -> str:
 
 def axis() -> str:
     """The labels under a column of charts. Decoration: every chart says its numbers."""
-    texts = [f'<text x="{tick}%" y="12" class="{_anchor(tick)}">{tick}</text>' for tick in TICKS]
+    texts = [f'<text x="{tick}%" y="12" class="middle">{tick} %</text>' for tick in TICKS]
     return f'<svg class="axis" height="16" width="100%" aria-hidden="true" focusable="false">{"".join(texts)}</svg>'
 
 
@@ -142,10 +142,6 @@ def _svg(parts: Sequence[str], height: float, title: str, kind: str) -> str:
     )
 
 
-def _anchor(tick: float) -> str:
-    return "first" if tick == 0 else "last" if tick == 100 else "middle"
-
-
 def _level(value: float, ticks: Sequence[float]) -> float:
     return 100 * (1 - (value - ticks[0]) / (ticks[-1] - ticks[0]))
 
@@ -158,7 +154,7 @@ def _horizontal(tick: float, ticks: Sequence[float]) -> str:
 
 def _vertical(tick: float, last: float) -> str:
     x = 100 * tick / last
-    return f'<text class="{_anchor(round(x, 3))}" x="{x:.4g}%" y="{PLOT_HEIGHT + 18}">{tick:,g}</text>'
+    return f'<text class="middle" x="{x:.4g}%" y="{PLOT_HEIGHT + 18}">{tick:,g}</text>'
 
 
 def _polyline(curve: Curve, last: float, ticks: Sequence[float], side: str) -> str:

@@ -12,14 +12,14 @@ LEGEND = (
     (
         "Interval",
         "Brackets and whiskers are 95 % intervals. Were the run repeated on fresh prompts of the same kind, "
-        "about 19 of 20 such intervals would hold the true figure. How each was made stands in the table of all figures.",
+        "about 19 of 20 such intervals would hold the true figure. The table of all figures says how each was made.",
     ),
     ("n", "Answers that a judge could judge. Invalid ones (empty, looping, incoherent) are counted apart, never as 0."),
     ("↑ ↓", "Which direction is good: ↑ higher is better, ↓ lower is better."),
     (
         "✓ better, ✗ worse",
         "The change is larger than chance explains, by the paired test where a compare step made one, otherwise "
-        "because the two intervals do not touch. ≈ no clear change: the data do not tell; it is not proof of no change.",
+        "because the two intervals do not touch. ≈ no clear change: the data do not tell, which proves nothing.",
     ),
     ("pp", "Percentage points, after minus before, on the same prompts."),
     ("–", "A value that is missing. The reason stands beside it."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from holdfast.core.results import Metric, StepRecord, Verdict
 from holdfast.reports.answers import talks
@@ -36,44 +36,50 @@ def figure_of(metric: Metric, *, signed: bool = False, rate: bool | None = None)
 def panels(steps: Sequence[StepRecord]) -> tuple[Panel, ...]:
     """One panel a finished comparison, then one an evaluation that none of them uses, in the order of the run."""
     by_id = {step.id: step for step in steps}
+    models = {step.id: _model(step, by_id) for step in steps}
     made = []
     used: set[str] = set()
     for step in steps:
         ends = [by_id.get(str(step.config.get(key))) for key in ("before", "after")]
         if step.do == "compare" and step.status == "done" and ends[0] is not None and ends[1] is not None:
-            made.append(_panel(step.id, ends[0], ends[1], step))
+            made.append(_panel(step.id, (ends[0], ends[1]), step, models))
             used |= {ends[0].id, ends[1].id}
     alone = [step for step in steps if step.do == "evaluate" and step.id not in used and step.metrics]
-    return (*made, *(_panel(step.id, None, step, None) for step in alone))
+    return (*made, *(_panel(step.id, (None, step), None, models) for step in alone))
 
 
 def _panel(
     panel_id: str,
-    before: StepRecord | None,
-    after: StepRecord,
+    sides: tuple[StepRecord | None, StepRecord],
     comparison: StepRecord | None,
+    models: Mapping[str, str],
 ) -> Panel:
+    before, after = sides
     first = {(metric.name, metric.group): metric for metric in before.metrics} if before else {}
     second = {(metric.name, metric.group): metric for metric in after.metrics}
     keys = list(dict.fromkeys([*first, *second]))
     rows = {key: _row(first.get(key), second.get(key), comparison, paired=before is not None) for key in keys}
     totals = [row for (_, group), row in rows.items() if not group]
     main = _main(totals)
-    sides = [("before", before), ("after", after)] if before else [("", after)]
+    spoken = [("before", before), ("after", after)] if before else [("", after)]
     return Panel(
         id=panel_id,
-        before=_side(before) if before else "",
-        after=_side(after),
+        before=models[before.id] if before else "",
+        after=models[after.id],
         headline=_headline(main),
         main=tuple(main),
         more=tuple(row for row in totals if row not in main),
         breakdowns=_breakdowns(rows, main),
-        talks=talks([(name, step) for name, step in sides if step is not None]),
+        talks=talks([(name, step) for name, step in spoken if step is not None]),
     )
 
 
-def _side(step: StepRecord) -> str:
-    return f"{step.id} ({step.model_name})" if step.model_name else step.id
+def _model(step: StepRecord, steps: Mapping[str, StepRecord]) -> str:
+    """The model a step measured: the step that made it, or its name; and which step measured it."""
+    model = step.config.get("model")
+    source = str(model.get("source", "")) if isinstance(model, dict) else ""
+    name = source if source in steps else step.model_name or source
+    return f"{name} (step {step.id})" if name else f"step {step.id}"
 
 
 def _main(totals: Sequence[Row]) -> list[Row]:
@@ -112,9 +118,9 @@ def _compared(comparison: StepRecord | None, metric: Metric) -> tuple[Metric | N
     """The paired difference and the verdict that a compare step holds for a metric."""
     if comparison is None:
         return None, None
-    found = (m for m in comparison.metrics if m.name == f"{metric.name}/difference" and m.group == metric.group)
-    name = metric.name + (f"[{metric.group}]" if metric.group else "")
-    return next(found, None), next((v for v in comparison.verdicts if v.name == name), None)
+    claim = f"{metric.name} changed" + (f" [{metric.group}]" if metric.group else "")
+    changes = (m for m in comparison.metrics if m.name == f"{metric.name}/change" and m.group == metric.group)
+    return next(changes, None), next((v for v in comparison.verdicts if v.name == claim), None)
 
 
 def _plain_change(before: Figure | None, after: Figure | None) -> Figure | None:
@@ -133,16 +139,17 @@ def _judgement(
     if change is None or change.value is None:
         return "not compared", change.reason if change else "measured on one side only"
     better = "better" if (change.value > 0) == higher else "worse"
-    if verdict is not None:
-        p_value = "" if verdict.p_value is None else f"p {_p(verdict.p_value)}"
-        return (better if verdict.holds else "no clear change"), ", ".join(filter(None, (p_value, f"n = {verdict.n}")))
+    if verdict is not None and verdict.holds is not None:
+        return (better if verdict.holds else "no clear change"), f"p {_p(verdict.p_value)}, {verdict.n} pairs"
     if change.low is not None and change.high is not None:
         apart = change.low > 0 or change.high < 0
         return (better if apart else "no clear change"), "by the interval of the difference"
     return (better if _apart(before, after) else "no clear change"), "by the two intervals"
 
 
-def _p(value: float) -> str:
+def _p(value: float | None) -> str:
+    if value is None:
+        return "unknown"
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from holdfast.core.results import Metric, RunRecord, StepRecord
+from holdfast.core.results import Metric, RunRecord, StepRecord, Verdict
 from holdfast.reports.names import DASH, duration, plain, size
 from holdfast.reports.panels import figure_of, panels
-from holdfast.reports.view import Curve, Full, Step, Training, View
+from holdfast.reports.view import Curve, Full, Step, Tested, Training, View
 
 
 def read_run(run: RunRecord) -> View:
@@ -25,6 +25,7 @@ def read_run(run: RunRecord) -> View:
         trainings=tuple(training for step in run.steps if (training := _training(step))),
         steps=tuple(_step(step) for step in run.steps),
         full=tuple(_full(step, metric) for step in run.steps for metric in step.metrics),
+        tested=tuple(_tested(step, verdict) for step in run.steps for verdict in step.verdicts),
         facts=_facts(run),
         packages=tuple(sorted(run.packages.items())),
         recipe=_yaml(run.recipe),
@@ -94,6 +95,19 @@ def _full(step: StepRecord, metric: Metric) -> Full:
         judge=metric.judge or DASH,
         decoding=metric.decoding or DASH,
         seed=DASH if metric.seed is None else str(metric.seed),
+    )
+
+
+def _tested(step: StepRecord, verdict: Verdict) -> Tested:
+    return Tested(
+        step=step.id,
+        claim=verdict.name,
+        holds={True: "yes", False: "no", None: "abstains"}[verdict.holds],
+        statistic=DASH if verdict.statistic is None else f"{verdict.statistic:.4g}".replace("-", "−"),
+        p_value=DASH if verdict.p_value is None else f"{verdict.p_value:.2g}",
+        n=verdict.n,
+        null=verdict.null + (f", {verdict.draws:,} draws" if verdict.draws else ""),
+        reason=verdict.reason,
     )
 
 

@@ -40,7 +40,7 @@ class Row:
     verdict: str
     """``better``, ``worse``, ``no clear change`` or ``not compared``."""
     test: str
-    """How the verdict was reached, e.g. ``exact McNemar, p = 0.0001, n = 300``."""
+    """How the verdict was reached, e.g. ``p = 0.012, 300 pairs``."""
 
     @property
     def polarity(self) -> str:
@@ -100,7 +100,7 @@ class Panel:
 
     id: str
     before: str
-    """Id and model of the first side; empty where there is one side only."""
+    """The model of the first side and the step that measured it; empty where there is one side only."""
     after: str
     headline: tuple[Row, ...]
     """The figure of each suite that tells most."""
@@ -161,6 +161,21 @@ class Full:
 
 
 @dataclass(frozen=True, slots=True)
+class Tested:
+    """A verdict with everything it carries."""
+
+    step: str
+    claim: str
+    holds: str
+    """``yes``, ``no`` or ``abstains``."""
+    statistic: str
+    p_value: str
+    n: int
+    null: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """A whole run."""
 
@@ -178,6 +193,7 @@ class View:
     trainings: tuple[Training, ...]
     steps: tuple[Step, ...]
     full: tuple[Full, ...]
+    tested: tuple[Tested, ...]
     facts: tuple[tuple[str, str], ...]
     """Version, device, commit, start."""
     packages: tuple[tuple[str, str], ...]
