@@ -138,7 +138,7 @@ def test_a_quick_block_is_validated_even_when_it_is_not_used(tmp_path):
 
 
 def test_an_override_of_an_unknown_step_names_the_nearest(tmp_path):
-    with pytest.raises(ConfigError, match="no step 'tuend'. Did you mean 'tuned'"):
+    with pytest.raises(ConfigError, match=r"no step 'tuend'\. Did you mean 'tuned'"):
         load_recipe(write(tmp_path, YAML), ["steps.tuend.steps=1"])
 
 

@@ -71,16 +71,19 @@ class Description:
         return 3 * 4 * trainable
 
 
-def describe(config: ModelConfig) -> Description:
+def describe(config: ModelConfig, vocabulary: int | None = None) -> Description:
     """Parameters, memory and shape of a model, from its configuration alone.
 
     Nothing is allocated: the model is built on torch's ``meta`` device. From the hub only small files are fetched.
 
+    Args:
+        config: The model.
+        vocabulary: Tokens of a new model whose tokenizer is yet to be trained.
     Raises:
         ConfigError: no such model, or a configuration that Transformers does not know.
     """
     with quiet():
-        made = _configuration(config)
+        made = _configuration(config, vocabulary)
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(made, trust_remote_code=config.trust_remote_code)
@@ -106,9 +109,11 @@ def describe(config: ModelConfig) -> Description:
     )
 
 
-def _configuration(config: ModelConfig) -> Any:
+def _configuration(config: ModelConfig, vocabulary: int | None) -> Any:
     if config.source == "new":
         assert config.config is not None  # ModelConfig refuses it
+        if vocabulary is not None:
+            return model_config({**config.config, "vocab_size": vocabulary}, None)
         assert config.tokenizer is not None
         folder = local_folder(config.tokenizer, weights=False, marker="tokenizer_config.json")
         return model_config(config.config, load_tokenizer(folder))

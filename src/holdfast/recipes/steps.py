@@ -232,7 +232,7 @@ def _compare(context: Context) -> Outcome:
     step = context.recipe.steps[context.step_id]
     assert isinstance(step, CompareStep)
     result = compare(context.out / step.before / LOG_FILE, context.out / step.after / LOG_FILE)
-    return Outcome(metrics=result.metrics, verdicts=result.verdicts)
+    return Outcome(metrics=result.metrics, verdicts=result.verdicts, notes=result.notes)
 
 
 EXECUTORS: dict[str, Callable[[Context], Outcome]] = {"train": _train, "evaluate": _evaluate, "compare": _compare}
