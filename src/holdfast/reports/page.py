@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from holdfast.reports import figures
@@ -43,5 +44,15 @@ def to_html(view: View) -> str:
         keep_trailing_newline=True,
     )
     environment.globals["figures"] = figures
+    environment.filters["unbroken"] = unbroken
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(view=view, style=style, quick_warning=QUICK, legend=LEGEND)
+
+
+def unbroken(text: str) -> str:
+    """Keep intervals and percent signs on one line, by no-break spaces.
+
+    >>> unbroken("35 % [28, 43]") == "35\\xa0% [28,\\xa043]"
+    True
+    """
+    return re.sub(r"\[(\S+), (\S+)\]", "[\\1,\u00a0\\2]", text.replace(" %", "\u00a0%"))

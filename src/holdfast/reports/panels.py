@@ -140,7 +140,7 @@ def _judgement(
         return "not compared", change.reason if change else "measured on one side only"
     better = "better" if (change.value > 0) == higher else "worse"
     if verdict is not None and verdict.holds is not None:
-        return (better if verdict.holds else "no clear change"), f"p {_p(verdict.p_value)}, {verdict.n} pairs"
+        return (better if verdict.holds else "no clear change"), f"p\u00a0{_p(verdict.p_value)}, {verdict.n}\u00a0pairs"
     if change.low is not None and change.high is not None:
         apart = change.low > 0 or change.high < 0
         return (better if apart else "no clear change"), "by the interval of the difference"
@@ -150,7 +150,7 @@ def _judgement(
 def _p(value: float | None) -> str:
     if value is None:
         return "unknown"
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+    return "<\u00a00.001" if value < 0.001 else f"=\u00a0{value:.3f}"
 
 
 def _apart(before: Figure | None, after: Figure | None) -> bool:

@@ -145,12 +145,12 @@ def print_view(view: View, console: Console | None = None) -> None:
     from rich.text import Text
 
     out = console or Terminal()
-    if view.quick:
-        out.print(Text(QUICK, style="bold"))
-    for problem in view.problems:
-        out.print(Text(problem, style="bold"))
+    for line in (*((QUICK,) if view.quick else ()), *view.problems):
+        out.print(Text(line, style="bold"))
     for panel in view.panels:
         out.print(_terminal_table(panel))
+        for reason in _reasons(panel):
+            out.print(Text(reason))
     for training in view.trainings:
         out.print(Text(f"{training.id}: {training.sentence}"))
     if view.panels:
@@ -158,23 +158,32 @@ def print_view(view: View, console: Console | None = None) -> None:
 
 
 def _terminal_table(panel: Panel) -> Table:
+    """Fits 80 columns: a figure takes two lines, its interval stands under it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(_title(panel)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("Figure")
-    for head in ("Before", "After", "Change") if panel.paired else ("Value",):
-        table.add_column(head, justify="right")
-    table.add_column("Verdict" if panel.paired else "n")
+    table.add_column("Figure", no_wrap=True)
+    for head in ("Before", "After") if panel.paired else ("Value",):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("Change" if panel.paired else "n", justify="left" if panel.paired else "right")
     for row in panel.main:
-        table.add_row(Text(f"{row.arrow} {row.label}\n  {row.task}"), *(Text(cell) for cell in _lines(row, panel)))
+        sides = (row.before, row.after) if panel.paired else (row.after,)
+        cells = [f"{row.arrow} {row.label}\n  {row.task}", *(_stacked(side, "") for side in sides)]
+        last = _stacked(row.change, row.verdict) if panel.paired else str(row.after.n if row.after else 0)
+        table.add_row(*(Text(cell) for cell in (*cells, last)))
     return table
 
 
-def _lines(row: Row, panel: Panel) -> tuple[str, ...]:
-    sides = (row.before, row.after, row.change) if panel.paired else (row.after,)
-    cells = tuple(DASH if side is None else "\n".join(filter(None, (side.text, side.bounds))) for side in sides)
-    if panel.paired:
-        return (*cells, "\n".join(filter(None, (row.verdict, row.test))))
-    return (*cells, "" if row.after is None else str(row.after.n))
+def _stacked(figure: Figure | None, word: str) -> str:
+    text, bounds = (DASH, "") if figure is None else (figure.text, figure.bounds)
+    return f"{text} {word}".strip() + (f"\n{bounds}" if bounds else "")
+
+
+def _reasons(panel: Panel) -> Iterable[str]:
+    """Why an en dash stands in the table."""
+    for row in panel.main:
+        for side, figure in (("before", row.before), ("after", row.after)):
+            if figure is not None and figure.value is None:
+                yield f"{DASH} {_name(row)}{f', {side}' if panel.paired else ''}: {figure.reason}"
