@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from holdfast.core.errors import ConfigError, did_you_mean
+from holdfast.models.sources import first_line
 from holdfast.models.templates import FOUR_ROLES
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|data|>", "<|assistant|>")
@@ -72,7 +74,13 @@ def new_model(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, see
     made = model_config(config, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+        try:
+            return AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+        except (ValueError, TypeError, KeyError, RuntimeError) as problem:
+            raise ConfigError(
+                f"Cannot build a {made.model_type} from model.config: {type(problem).__name__}: {first_line(problem)} "
+                "Do: correct model.config."
+            ) from problem
 
 
 def model_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast | None) -> Any:
@@ -92,10 +100,22 @@ def model_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast |
         known = set(default.to_dict()) - set(PretrainedConfig().to_dict())
         raise ConfigError(f"model.config: {kind} has no {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
     if tokenizer is not None:
-        keys |= {
-            "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-    return AutoConfig.for_model(kind, **keys)
+        keys |= _vocabulary(keys, tokenizer)
+    try:
+        return AutoConfig.for_model(kind, **keys)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as problem:
+        raise ConfigError(f"model.config is not a {kind}: {first_line(problem)} Do: correct it.") from problem
+
+
+def _vocabulary(keys: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Vocabulary size and special ids: the tokenizer's, or larger where the user asks for a larger one."""
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    for key, value in ids.items():
+        if key in keys and keys[key] != value:
+            raise ConfigError(f"model.config.{key}: got {keys[key]}, expected the tokenizer's {value}. Do: remove it.")
+    size = keys.get("vocab_size", len(tokenizer))
+    if isinstance(size, int) and size < len(tokenizer):
+        raise ConfigError(
+            f"model.config.vocab_size: got {size}, expected at least the tokenizer's {len(tokenizer)}. Do: remove it."
+        )
+    return {**ids, "vocab_size": size}
