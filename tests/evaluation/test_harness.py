@@ -141,9 +141,9 @@ def _check_mmlu(loaded: LoadedModel, folder: Path, subject: str, rows: int, few_
 
 
 def test_plain_gsm8k_agrees_with_lm_eval_row_by_row(taught_model: LoadedModel, tmp_path: Path) -> None:
-    mine = _check_gsm8k(taught_model, tmp_path, rows=9, few_shot=0)
-    assert _scores(mine, "strict_match") == [0.0, 1.0, 0.0] * 3
-    assert _scores(mine, "flexible_extract") == [0.0, 0.0, 1.0] * 3
+    mine = _check_gsm8k(taught_model, tmp_path, rows=6, few_shot=0)
+    assert _scores(mine, "strict_match") == [0.0, 1.0, 0.0] * 2
+    assert _scores(mine, "flexible_extract") == [0.0, 0.0, 1.0] * 2
 
 
 def test_plain_mmlu_agrees_with_lm_eval_row_by_row(random_model: LoadedModel, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from holdfast.data.sources import Loaded, SourceConfig, read_source
 from holdfast.evaluation.answers import answer, ask, ask_plainly
 from holdfast.evaluation.harness import run_harness
 from holdfast.evaluation.judges import JUDGES, Judge
+from holdfast.evaluation.judges.config import build_judge
 from holdfast.evaluation.log import Header, Record, TaskHead, read_log, write_log
 from holdfast.evaluation.measures import measure
 from holdfast.evaluation.metrics import Provenance
@@ -104,8 +105,8 @@ def rescore(log: Path, *, judges: Mapping[str, Judge] | None = None) -> tuple[Me
     return _result(replace(header, tasks=tuple(heads)), fresh, log).metrics
 
 
-STORED = frozenset({"code", "classifier", "chat"})
-"""Judges whose word is kept from the log when rescoring."""
+STORED = frozenset({"code"})
+"""Judges whose word is kept from the log when rescoring, beside those with settings and those of a harness."""
 
 
 def _id(name: str) -> str:
@@ -144,7 +145,10 @@ def _read(config: TaskConfig, limit: int | None, seed: int) -> Loaded:
 def _judges_of(config: TaskConfig) -> list[Judge]:
     """The judge that makes the figures, then the readings that a plain layout adds."""
     task = config.task
-    return [JUDGES[task.judge], *(LAYOUTS[task.plain].judges if config.prompting == "plain" else ())]
+    return [
+        build_judge(config.judge or task.judge),
+        *(LAYOUTS[task.plain].judges if config.prompting == "plain" else ()),
+    ]
 
 
 def _is_native(config: TaskConfig) -> bool:

@@ -13,6 +13,7 @@ from holdfast.core.errors import ConfigError, did_you_mean
 from holdfast.core.registry import Registry
 from holdfast.data.formats import FORMATS
 from holdfast.data.sources import SourceConfig
+from holdfast.evaluation.judges.config import JudgeConfig
 
 Kind = Literal["harmful", "harmless", "labelled", "score", "injection"]
 """How judgements become figures.
@@ -34,7 +35,7 @@ class Task:
     suite: Literal["safety", "utility", "injection"]
     kind: Kind
     judge: str
-    """Id in `JUDGES`."""
+    """Id in `JUDGES`, or the kind of a judge with settings (``classifier``, ``chat``); empty for a harness' task."""
     summary: str
     source: str = ""
     """``lab/<family>`` or the format's name, whose home is on the hub. Default: the task's own name."""
@@ -79,8 +80,8 @@ class TaskConfig(Config):
     none; the harness takes its task's own number."""
     shots: SourceConfig | None = None
     """Where solved examples come from. Default: the public set's train (gsm8k) or dev (mmlu) split."""
-    judge: str | None = None
-    """Another judge than the task's."""
+    judge: str | JudgeConfig | None = None
+    """Another judge than the task's: a name, or the settings of a classifier or of a chat model at an endpoint."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Another bound than the task's."""
 
@@ -103,7 +104,8 @@ class TaskConfig(Config):
             self._refuse("prompting chat", ("few_shot",))
         if not self.few_shot:
             self._refuse("few_shot 0", ("shots",))
-        changes: dict[str, Any] = {"judge": self.judge, "max_new_tokens": self.max_new_tokens}
+        named = self.judge if self.judge is None or isinstance(self.judge, str) else self.judge.judge
+        changes: dict[str, Any] = {"judge": named, "max_new_tokens": self.max_new_tokens}
         return replace(task, **{key: value for key, value in changes.items() if value is not None})
 
     def _refuse(self, where: str, keys: Sequence[str]) -> None:

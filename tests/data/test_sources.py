@@ -1,0 +1,228 @@
+"""Where rows come from: every kind of file gives the same rows, and every damage is named."""
+
+import csv
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.files import sha256_of
+from holdfast.data.examples import Message
+from holdfast.data.sources import SourceConfig, load_examples, read_source
+
+ROWS = [
+    {"prompt": f"Question {i}?", "answer": f"Answer, {i}\nwith “two” lines", "group": f"g{i % 3}"} for i in range(9)
+]
+
+
+def write(folder: Path, kind: str, rows: list[dict[str, Any]] = ROWS) -> Path:
+    path = folder / f"rows.{kind}"
+    bare = kind.removesuffix(".gz")
+    if bare == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return path
+    if bare == "csv":
+        with (folder / "plain").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        data = (folder / "plain").read_bytes()
+    else:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        data = (json.dumps(rows) if bare == "json" else lines).encode()
+    path.write_bytes(gzip.compress(data) if kind.endswith(".gz") else data)
+    return path
+
+
+def load(path: Path, **keys: Any) -> list[Any]:
+    return load_examples(SourceConfig(source=str(path), **keys))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "jsonl.gz", "json.gz", "csv.gz"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
+    found = load(write(tmp_path, kind))
+    assert [(e.messages, e.answer, e.group) for e in found] == [
+        ((Message("user", row["prompt"]),), row["answer"], row["group"]) for row in ROWS
+    ]
+    assert [e.id for e in found] == [f"rows/{i}" for i in range(9)]
+
+
+def test_columns_map_our_fields_to_the_files(tmp_path: Path) -> None:
+    path = write(tmp_path, "csv", [{"question": "Q", "reply": "A", "topic": "t"}])
+    (found,) = load(path, columns={"prompt": "question", "answer": "reply", "group": "topic"})
+    assert (found.messages[0].content, found.answer, found.group) == ("Q", "A", "t")
+
+
+def test_columns_rename_for_a_format_too(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl", [{"q": "2 + 2?", "a": "It is 4.\n#### 4"}])
+    (found,) = load(path, format="gsm8k", columns={"question": "q", "answer": "a"})
+    assert found.reference == "4"
+
+
+def test_a_drawn_subset_is_seeded_and_in_file_order(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl")
+    drawn = [[e.id for e in load(path, rows=4, seed=seed)] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(sorted(ids) == ids and len(set(ids)) == 4 for ids in drawn)
+
+
+def test_every_answer_says_what_bytes_it_came_from(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl")
+    provenance = read_source(SourceConfig(source=str(path), rows=4, seed=3)).provenance
+    assert provenance.sha256 == {"rows.jsonl": sha256_of(path)}
+    assert (provenance.rows, provenance.of, provenance.seed) == (4, 9, 3)
+
+
+def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name}) + "\n")
+    found = read_source(SourceConfig(source=str(tmp_path)))
+    assert [e.messages[0].content for e in found.examples] == ["a", "b"]
+    assert set(found.provenance.sha256) == {"a.jsonl", "b.jsonl"}
+
+
+def test_a_files_own_split_column_is_followed(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl", [{"prompt": "a", "split": "train"}, {"prompt": "b", "split": "test"}])
+    assert [e.messages[0].content for e in load(path, split="test")] == ["b"]
+    with pytest.raises(DataError, match="no row with split 'dev', got test, train"):
+        load(path, split="dev")
+
+
+def test_lab_rows_are_seeded_and_hashed() -> None:
+    config = SourceConfig(source="lab/arithmetic", split="test", rows=5, seed=1)
+    first, second = read_source(config), read_source(config)
+    assert first == second
+    assert len(first.examples) == 5
+    assert read_source(config.model_copy(update={"seed": 2})).provenance.sha256 != first.provenance.sha256
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"\xef\xbb\xbfprompt,answer\nq,a\n")
+    assert load(path)[0].answer == "a"
+
+
+BAD: list[tuple[str, bytes, str]] = [
+    ("empty.jsonl", b"", "empty.jsonl is empty"),
+    ("blank.csv", b"\n \n", "blank.csv is empty"),
+    ("header.csv", b"prompt,answer\n", "header.csv has no rows"),
+    ("none.json", b"[]", "none.json has no rows"),
+    ("cut.jsonl", b'{"prompt": "a"}\n{"prompt": "b', "cut.jsonl line 2 is cut off"),
+    ("bad.jsonl", b'{"prompt": "a"}\nnonsense\n{"prompt": "b"}\n', "bad.jsonl line 2 is not JSON"),
+    ("list.jsonl", b'{"prompt": "a"}\n3\n', "list.jsonl line 2 is a int, expected an object"),
+    ("cut.json", b'[{"prompt": "a"}, {"pro', "cut.json is not a whole JSON array"),
+    ("latin.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n', "line 2 has byte 0xe9 at offset 31.*iconv -f latin-1"),
+    ("wide.csv", "prompt\nq\n".encode("utf-16"), "line 1 has byte 0xff at offset 0.*iconv -f utf-16"),
+    ("quote.csv", b'prompt,answer\nq,"a\n', "quote.csv line 2: unexpected end of data"),
+    ("cells.csv", b"prompt,answer\nq,a\nq,a,b\n", "cells.csv line 3: got 3 cells, expected 2"),
+    ("twice.csv", b"prompt,prompt\nq,a\n", "column 'prompt' stands twice"),
+    ("cut.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99)[:-9], "Cannot unpack"),
+    ("cut.parquet", b"PAR1 and nothing else", "as Parquet"),
+    ("rows.txt", b"hello", r"got suffix '\.txt', expected one of"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "message"), BAD, ids=[name for name, _, _ in BAD])
+def test_damage_is_named_by_file_and_line(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        load(path)
+
+
+def test_a_missing_column_is_named_beside_the_present_ones(tmp_path: Path) -> None:
+    path = write(tmp_path, "csv", [{"promt": "q", "answer": "a"}])
+    with pytest.raises(DataError, match=r"needs column 'prompt'\. Did you mean 'promt'\? Known: answer, promt\."):
+        load(path)
+    with pytest.raises(DataError, match=r"no column 'questoin' \(for 'prompt'\).*Known: answer, promt"):
+        load(path, columns={"prompt": "questoin"})
+
+
+def test_a_fitting_format_is_suggested(tmp_path: Path) -> None:
+    path = write(tmp_path, "csv", [{"instruction": "i", "output": "o"}])
+    with pytest.raises(DataError, match="It would fit format alpaca"):
+        load(path)
+
+
+def test_an_empty_cell_is_named_by_its_row(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl", [{"prompt": "q"}, {"prompt": ""}])
+    with pytest.raises(DataError, match="rows row 2: column 'prompt' is empty"):
+        load(path)
+
+
+def test_rows_with_one_id_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl", [{"prompt": "q", "id": "x"}, {"prompt": "r", "id": "x"}])
+    with pytest.raises(DataError, match="id 'x' stands twice"):
+        load(path)
+
+
+def test_fewer_rows_than_asked_for_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has 9 rows, expected at least 10"):
+        load(write(tmp_path, "jsonl"), rows=10)
+
+
+def test_an_unknown_format_is_corrected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Unknown format 'gsm8'\. Did you mean 'gsm8k'"):
+        load(write(tmp_path, "jsonl"), format="gsm8")
+
+
+@pytest.mark.parametrize("source", ["nowhere/rows.jsonl", "nowhere", "a b/c"])
+def test_a_source_that_is_not_there_is_said(source: str) -> None:
+    with pytest.raises(DataError, match=r"no such file|Cannot find rows"):
+        load_examples(SourceConfig(source=source))
+
+
+@pytest.mark.parametrize(
+    ("keys", "unused"),
+    [
+        ({"source": "lab/arithmetic", "format": "gsm8k"}, "format"),
+        ({"source": "lab/arithmetic", "columns": {"prompt": "q"}}, "columns"),
+        ({"source": "rows.jsonl", "attacks": "a.json"}, "attacks"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(keys: dict[str, Any], unused: str) -> None:
+    with pytest.raises(ConfigError, match=f"does not use '{unused}'"):
+        load_examples(SourceConfig(**keys))
+
+
+def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"Cannot load openai/gsm8k .*Couldn't reach the hub Do: .*local copy"):
+        load_examples(SourceConfig(source="gsm8k", split="test"))
+
+
+def test_a_tasks_name_reads_its_set_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[tuple[object, ...]] = []
+
+    def hub(ident: str, subset: str | None, *, split: str) -> list[dict[str, str]]:
+        asked.append((ident, subset, split))
+        return [{"question": "2 + 2?", "answer": "#### 4"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    found = read_source(SourceConfig(source="gsm8k", split="test"))
+    assert asked == [("openai/gsm8k", "main", "test")]
+    assert found.examples[0].reference == "4"
+    assert found.examples[0].split == "test"
+    assert list(found.provenance.sha256) == ["openai/gsm8k"]
+
+
+def test_random_text_survives_every_kind_of_file(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    alphabet = "ab\"',;\t\n é漢🙂\u2028{}[]\\"
+    rows = [{"prompt": "x" + "".join(rng.choices(alphabet, k=30))} for _ in range(50)]
+    wanted = [row["prompt"] for row in rows]
+    for kind in ("jsonl", "json", "csv", "parquet"):
+        assert [e.messages[0].content for e in load(write(tmp_path, kind, rows))] == wanted

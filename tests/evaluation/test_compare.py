@@ -1,0 +1,123 @@
+"""Before and after on the same prompts: paired, tested, adjusted, and refused where the rows are not the same."""
+
+from pathlib import Path
+
+import pytest
+from scipy.stats import binomtest
+from tests.evaluation.logs import COMPLIANCE, EMPTY, REFUSAL, answers, example, record, save
+
+from holdfast.core.errors import DataError
+from holdfast.core.results import Metric, Verdict
+from holdfast.evaluation.compare import Comparison, compare
+from holdfast.evaluation.metrics import holm
+
+R, C, E = REFUSAL, COMPLIANCE, EMPTY
+ASR = "safety/advbench/attack_success_rate"
+
+
+def both(folder: Path, before: list[str], after: list[str], task: str = "advbench", **fields: str) -> Comparison:
+    return compare(
+        save(folder / "before", answers(task, before, **fields)), save(folder / "after", answers(task, after, **fields))
+    )
+
+
+def figure(found: Comparison, name: str, group: str = "") -> tuple[Metric, Verdict]:
+    claim = f"{name} changed" + (f" [{group}]" if group else "")
+    return (
+        next(m for m in found.metrics if m.name == f"{name}/change" and m.group == group),
+        next(v for v in found.verdicts if v.name == claim),
+    )
+
+
+def test_a_rate_is_tested_by_its_discordant_pairs(tmp_path: Path) -> None:
+    metric, verdict = figure(both(tmp_path, [R] * 9 + [C] + [R] * 2, [C] * 9 + [R] + [R] * 2), ASR)
+    assert metric.value == pytest.approx((9 - 1) / 12)
+    assert (metric.n, metric.higher_is_better) == (12, False)
+    assert metric.low is not None
+    assert metric.high is not None
+    assert metric.low < metric.value < metric.high
+    assert verdict.p_value == pytest.approx(binomtest(1, 10).pvalue)
+    assert verdict.holds is True
+    assert "1 rows only before, 9 only after" in verdict.reason
+
+
+def test_nothing_changed_is_no_change_and_has_no_interval_of_width_zero(tmp_path: Path) -> None:
+    metric, verdict = figure(both(tmp_path, [R, C, R], [R, C, R]), ASR)
+    assert (metric.value, metric.low, metric.high) == (0.0, None, None)
+    assert "no interval" in metric.reason
+    assert (verdict.holds, verdict.p_value) == (False, 1.0)
+
+
+def test_rows_that_are_invalid_on_one_side_are_left_out_and_counted(tmp_path: Path) -> None:
+    metric, _ = figure(both(tmp_path, [R, R, E, R], [C, E, C, R]), ASR)
+    assert (metric.n, metric.n_invalid, metric.value) == (2, 2, 0.5)
+
+
+def test_without_a_pair_of_valid_answers_the_test_abstains(tmp_path: Path) -> None:
+    metric, verdict = figure(both(tmp_path, [R, E], [E, C]), ASR)
+    assert (metric.value, verdict.holds, verdict.p_value) == (None, None, None)
+    assert metric.reason == verdict.reason == "no row of 2 is valid in both logs"
+
+
+def test_rows_in_only_one_log_are_counted_and_noted(tmp_path: Path) -> None:
+    found = both(tmp_path, [R] * 5, [C] * 3)
+    metric, _ = figure(found, ASR)
+    assert (metric.n, metric.n_invalid) == (3, 2)
+    assert found.notes == ("advbench: 2 rows stand in only one log and were left out.",)
+
+
+def test_a_task_in_only_one_log_is_noted(tmp_path: Path) -> None:
+    more = [*answers("advbench", [R]), *answers("lab/benign", [C])]
+    found = compare(save(tmp_path / "a", more), save(tmp_path / "b", answers("advbench", [R])))
+    assert found.notes == ("lab/benign: only one log has this task; it was left out.",)
+
+
+def test_a_mean_is_tested_by_pairs_clustered_by_group(tmp_path: Path) -> None:
+    said, wrong = "The river is Dalka.", "Honey and salt."
+    fields = {"reference": said}
+    before = [record("lab/passages", example(i, group=f"g{i % 4}", **fields), wrong) for i in range(12)]
+    after = [
+        record("lab/passages", example(i, group=f"g{i % 4}", **fields), said if i % 4 else wrong) for i in range(12)
+    ]
+    metric, verdict = figure(
+        compare(save(tmp_path / "a", before), save(tmp_path / "b", after)), "utility/lab/passages/rouge_l"
+    )
+    assert metric.value == pytest.approx(0.75)
+    assert metric.interval == "paired bootstrap 95% by group"
+    assert verdict.draws == 2000 or "McNemar" in verdict.null
+
+
+def test_p_values_of_attacks_are_adjusted_over_the_attacks(tmp_path: Path) -> None:
+    plan = {"story": (7, 0), "split": (6, 1), "authority": (2, 2)}
+    before, after = [], []
+    for attack, (gained, lost) in plan.items():
+        for i, (b, a) in enumerate([(R, C)] * gained + [(C, R)] * lost):
+            row = example(f"{attack}-{i}", attack=attack)
+            before.append(record("lab/jailbreak", row, b))
+            after.append(record("lab/jailbreak", row, a))
+    found = compare(save(tmp_path / "a", before), save(tmp_path / "b", after))
+    name = "safety/lab/jailbreak/attack_success_rate"
+    adjusted = {attack: figure(found, name, f"attack={attack}")[1] for attack in plan}
+    raw = {attack: float(binomtest(min(pair), sum(pair)).pvalue) for attack, pair in plan.items()}
+    assert {k: v.p_value for k, v in adjusted.items()} == pytest.approx(holm(raw))
+    assert all("Holm-adjusted over 3" in verdict.reason for verdict in adjusted.values())
+
+
+def test_logs_of_other_prompts_are_refused(tmp_path: Path) -> None:
+    first = save(tmp_path / "a", answers("advbench", [R, R]))
+    second = save(tmp_path / "b", answers("advbench", [R, R], risk_area="other"))
+    with pytest.raises(DataError, match="row 'row/0' is not the same in both logs"):
+        compare(first, second)
+
+
+def test_logs_without_a_common_task_are_refused(tmp_path: Path) -> None:
+    first, second = save(tmp_path / "a", answers("advbench", [R])), save(tmp_path / "b", answers("lab/benign", [R]))
+    with pytest.raises(DataError, match="no task in common: got advbench and lab/benign"):
+        compare(first, second)
+
+
+def test_logs_of_other_judges_are_refused(tmp_path: Path) -> None:
+    first, second = save(tmp_path / "a", answers("advbench", [R])), save(tmp_path / "b", answers("advbench", [R]))
+    second.write_text(second.read_text(encoding="utf-8").replace("refusal@", "refusal@9"), encoding="utf-8")
+    with pytest.raises(DataError, match="made differently"):
+        compare(first, second)
