@@ -73,18 +73,19 @@ def test_a_task_in_only_one_log_is_noted(tmp_path: Path) -> None:
 
 
 def test_a_mean_is_tested_by_pairs_clustered_by_group(tmp_path: Path) -> None:
-    said, wrong = "The river is Dalka.", "Honey and salt."
+    said, near, wrong = "The river is Dalka.", "The river is long.", "Honey and salt."
     fields = {"reference": said}
     before = [record("lab/passages", example(i, group=f"g{i % 4}", **fields), wrong) for i in range(12)]
     after = [
-        record("lab/passages", example(i, group=f"g{i % 4}", **fields), said if i % 4 else wrong) for i in range(12)
+        record("lab/passages", example(i, group=f"g{i % 4}", **fields), near if i % 4 else wrong) for i in range(12)
     ]
     metric, verdict = figure(
         compare(save(tmp_path / "a", before), save(tmp_path / "b", after)), "utility/lab/passages/rouge_l"
     )
-    assert metric.value == pytest.approx(0.75)
+    assert metric.value == pytest.approx(0.75 * 0.75)  # nine of twelve share three words of four
     assert metric.interval == "paired bootstrap 95% by group"
-    assert verdict.draws == 2000 or "McNemar" in verdict.null
+    assert verdict.draws == 2000
+    assert verdict.null.endswith("(paired bootstrap by group)")
 
 
 def test_p_values_of_attacks_are_adjusted_over_the_attacks(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_an_unjudgeable_answer_to_a_sum_is_a_wrong_answer(tmp_path: Path) -> Non
 
 
 def test_a_failed_judge_leaves_the_count_and_is_counted(tmp_path: Path) -> None:
-    rows = answers("lab/programs", ["x", "y", "z"], tests="assert True")
+    rows = answers("lab/programs", [EMPTY] * 3, tests="assert True")
     words = [Score(1.0, "passed"), Score(None, FAILED, "no sandbox"), Score(0.0, "failed")]
     path = save(tmp_path / "log", [with_score(row, word) for row, word in zip(rows, words, strict=True)])
     metric = figures(path)["lab/programs/pass_at_1"]

@@ -62,7 +62,7 @@ def run_harness(
                 num_fewshot=config.few_shot,
                 limit=limit,
                 bootstrap_iters=0,
-                apply_chat_template=config.prompting == "chat",
+                apply_chat_template=not config.plain,
                 task_manager=manager,
                 random_seed=None,
                 numpy_random_seed=None,
@@ -118,7 +118,7 @@ def _head(config: TaskConfig, results: Mapping[str, Any]) -> TaskHead:
                 names[f"{_metric_name(metric, sample['filter'])}@{_tag()}"] = bool(up)
     rows = sum(entry["effective"] for entry in results["n-samples"].values())
     of = sum(entry["original"] for entry in results["n-samples"].values())
-    template = "chat template" if config.prompting == "chat" else "plain text"
+    template = "plain text" if config.plain else "chat template"
     return TaskHead(
         config.name,
         config.model_dump(mode="json"),

@@ -72,11 +72,11 @@ def _harmless(base: str, task: Task) -> tuple[Figure, ...]:
 
 def _labelled(base: str, task: Task) -> tuple[Figure, ...]:
     parts = ((_harmless, "safe"), (_harmful, "unsafe"))
-    return tuple(
-        replace(figure, applies=lambda example, label=label: example.label == label)  # type: ignore[misc]
-        for make, label in parts
-        for figure in make(base, task)
-    )
+    return tuple(replace(figure, applies=_labelled_as(label)) for make, label in parts for figure in make(base, task))
+
+
+def _labelled_as(label: str) -> Callable[[Example], bool]:
+    return lambda example: example.label == label
 
 
 def _injected(base: str, task: Task) -> tuple[Figure, ...]:

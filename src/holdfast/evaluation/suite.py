@@ -129,7 +129,7 @@ def _judged(records: Sequence[Record], judges: Sequence[Judge]) -> list[Record]:
 
 def _plain_judges(head: TaskHead) -> tuple[Judge, ...]:
     config = TaskConfig.model_validate(head.config)
-    return LAYOUTS[config.task.plain].judges if _is_native(config) and config.prompting == "plain" else ()
+    return LAYOUTS[config.task.plain].judges if _is_native(config) and config.plain else ()
 
 
 def _read(config: TaskConfig, limit: int | None, seed: int) -> Loaded:
@@ -147,7 +147,7 @@ def _judges_of(config: TaskConfig) -> list[Judge]:
     task = config.task
     return [
         build_judge(config.judge or task.judge),
-        *(LAYOUTS[task.plain].judges if config.prompting == "plain" else ()),
+        *(LAYOUTS[task.plain].judges if config.plain else ()),
     ]
 
 
@@ -163,7 +163,7 @@ def _head(config: TaskConfig, source: Loaded, judges: Sequence[Judge]) -> TaskHe
         task.name,
         config.model_dump(mode="json"),
         tuple(judge.name for judge in judges),
-        f"{decoding}, {config.few_shot or 0}-shot plain text" if config.prompting == "plain" else decoding,
+        f"{decoding}, {config.few_shot or 0}-shot plain text" if config.plain else decoding,
         asdict(source.provenance),
     )
 
@@ -172,7 +172,7 @@ def _ask_all(
     loaded: LoadedModel, config: TaskConfig, rows: Sequence[Example], batch_size: int, say: Say | None
 ) -> list[Record]:
     task = config.task
-    if config.prompting == "plain":
+    if config.plain:
         pool = _shots(config, task) if config.few_shot else []
         questions = ask_plainly(loaded, rows, task.plain, pool, config.few_shot or 0)
     else:

@@ -52,7 +52,7 @@ class Task:
     binary: bool = True
     """Judgements are 0 or 1, so the figure is a rate with ``k`` of ``n``."""
     plain: str = ""
-    """Name of the layout for ``prompting: plain`` (`evaluation.prompts`), for tasks that lm-eval has too."""
+    """Name of the layout for ``prompting: plain`` (`evaluation.plain`), for tasks that lm-eval has too."""
     cluster: bool = True
     """Rows of one ``group`` are about one thing: intervals of means are clustered by it."""
 
@@ -73,8 +73,9 @@ class TaskConfig(Config):
     """Harness only: keys of its task file to override, e.g. ``dataset_path: json`` for rows of your own."""
     data: SourceConfig | None = None
     """Rows of your own in place of the task's public set; ``format`` defaults to the task's."""
-    prompting: Literal["chat", "plain"] = "chat"
-    """``chat`` applies the model's template once. ``plain`` completes bare text laid out as lm-eval's (gsm8k, mmlu)."""
+    prompting: Literal["chat", "plain"] | None = None
+    """``chat`` applies the model's template once. ``plain`` completes bare text laid out as lm-eval's (gsm8k, mmlu).
+    Default: chat; for the harness plain, as its published numbers are."""
     few_shot: int | None = Field(default=None, ge=0)
     """Solved examples before each question; needs ``prompting: plain`` (gsm8k, mmlu; the usual number is 5). Default:
     none; the harness takes its task's own number."""
@@ -84,6 +85,11 @@ class TaskConfig(Config):
     """Another judge than the task's: a name, or the settings of a classifier or of a chat model at an endpoint."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Another bound than the task's."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model sees bare text, without its chat template."""
+        return self.prompting == "plain" or (self.prompting is None and self.harness == "lm-eval")
 
     @property
     def task(self) -> Task:
@@ -97,10 +103,10 @@ class TaskConfig(Config):
             return Task(self.name, "utility", "score", "", "A task of lm-eval.", breakdown=("family",))
         self._refuse("harness native", ("options",))
         task = TASKS[self.name]
-        if self.prompting == "plain" and not task.plain:
+        if self.plain and not task.plain:
             known = ", ".join(sorted(t.name for t in TASKS.values() if t.plain))
             raise ConfigError(f"Task {self.name!r} has no plain layout, only {known} have. Do: set prompting to chat.")
-        if self.prompting == "chat":
+        if not self.plain:
             self._refuse("prompting chat", ("few_shot",))
         if not self.few_shot:
             self._refuse("few_shot 0", ("shots",))
