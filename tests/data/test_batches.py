@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.data.batches import IGNORE, Batches, Encoded, collate, pack
+from holdfast.data.batches import IGNORE, Batches, Encoded, Rows, collate, pack
 
 
 def row(name: str, length: int, prompt: int = 2) -> Encoded:
@@ -52,6 +52,15 @@ def test_packing_keeps_every_row_whole_and_fills_lines() -> None:
     assert all(sum(map(len, line)) <= 64 for line in lines)
     tokens = sum(map(len, some))
     assert len(lines) <= -(-tokens // 64) * 1.1
+
+
+def test_compact_rows_give_back_what_went_in() -> None:
+    some = rows(20)
+    compact = Rows(some)
+    assert [compact[i] for i in range(len(compact))] == some
+    assert compact.lengths == [len(r) for r in some]
+    with pytest.raises(IndexError):
+        compact[20]
 
 
 def test_a_row_longer_than_the_line_is_named() -> None:

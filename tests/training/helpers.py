@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.zoo import tiny
 
 from holdfast.data.examples import Example, Message
 from holdfast.training.config import TrainConfig
 from holdfast.training.loop import TrainResult, train
-from tests.zoo import tiny
 
-WORDS = "kelp rock tide hold fast wave salt moss reef sand".split()
+WORDS = ["kelp", "rock", "tide", "hold", "fast", "wave", "salt", "moss", "reef", "sand"]
 
 
 def examples(n: int, seed: int = 0) -> list[Example]:

@@ -8,32 +8,32 @@ from typing import Any
 
 import pytest
 import torch
+from tests.training.helpers import config, examples, run, same_bits, weights
+from tests.zoo import tiny
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.training import checkpoints
 from holdfast.training.loop import train
-from tests.training.helpers import config, examples, run, same_bits, weights
-from tests.zoo import tiny
 
 SETTINGS = config(steps=6, batch_size=4, accumulate=2, save_every=2)
 
 
-class Stop(Exception):
+class CrashError(Exception):
     """Stands for a crash."""
 
 
 def crash_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let the run die at the start of step ``steps + 1``."""
-    from holdfast.training import loop
+    from holdfast.training.step import Stepper
 
-    plain = loop._Run.step
+    plain = Stepper.step
 
-    def step(self: Any, number: int, stop: bool) -> Any:
+    def step(self: Stepper, number: int, batches: Any, stop: bool) -> Any:
         if number == steps:
-            raise Stop
-        return plain(self, number, stop)
+            raise CrashError
+        return plain(self, number, batches, stop)
 
-    monkeypatch.setattr(loop._Run, "step", step)
+    monkeypatch.setattr(Stepper, "step", step)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_run_stopped_in_the_middle_and_resumed_equals_the_whole_bit_for_bit(
     uninterrupted = run(tmp_path / "whole", settings)
     with monkeypatch.context() as patch:
         crash_after(patch, 5)
-        with pytest.raises(Stop):
+        with pytest.raises(CrashError):
             run(tmp_path / "parts", settings)
     resumed = run(tmp_path / "parts", settings, resume=True)
     assert resumed.steps == 6
@@ -102,13 +102,13 @@ def test_a_save_that_fails_leaves_the_last_good_checkpoint(
 
 def test_a_killed_worker_leaves_a_checkpoint_to_resume_from(tmp_path: Path, whole: Any) -> None:
     program = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom holdfast.training import loop\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom holdfast.training.step import Stepper\n"
         "from tests.training.helpers import run\nfrom tests.training.test_checkpoints import SETTINGS\n"
-        "plain = loop._Run.step\n"
-        "def step(self, number, stop):\n"
+        "plain = Stepper.step\n"
+        "def step(self, number, batches, stop):\n"
         "    if number == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return plain(self, number, stop)\n"
-        "loop._Run.step = step\nrun(Path(sys.argv[1]), SETTINGS)\n"
+        "    return plain(self, number, batches, stop)\n"
+        "Stepper.step = step\nrun(Path(sys.argv[1]), SETTINGS)\n"
     )
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -123,7 +123,7 @@ def test_a_killed_worker_leaves_a_checkpoint_to_resume_from(tmp_path: Path, whol
 def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         crash_after(patch, 5)
-        with pytest.raises(Stop):
+        with pytest.raises(CrashError):
             run(tmp_path, SETTINGS)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # what a kill in the middle of a line leaves

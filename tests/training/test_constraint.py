@@ -3,15 +3,15 @@ from typing import Any
 
 import pytest
 import torch
+from tests.close import assert_close
+from tests.training.columns import Columns
+from tests.training.helpers import config, examples, largest_difference, run, same_bits, weights
+from tests.zoo import tiny
 from torch import Tensor, nn
 
 from holdfast.core.errors import LayerError
 from holdfast.training.constraint import Shadows
 from holdfast.training.loop import train
-from tests.close import assert_close
-from tests.training.columns import Columns
-from tests.training.helpers import config, examples, largest_difference, run, same_bits, weights
-from tests.zoo import tiny
 
 OPTIMIZERS = ("adamw", "amsgrad", "sgd", "adafactor")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-
 from tests.training.helpers import config, largest_difference, run
 from tests.training.worker import CASES
 

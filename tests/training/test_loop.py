@@ -3,6 +3,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.close import assert_close
+from tests.training.helpers import config, examples, largest_difference, run, same_bits, weights
+from tests.zoo import byte_tokenizer, tiny
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -11,9 +14,6 @@ from holdfast.data.batches import Batch
 from holdfast.data.examples import Example, Message
 from holdfast.training.loop import train
 from holdfast.training.objective import NextToken, Term
-from tests.close import assert_close
-from tests.training.helpers import config, examples, largest_difference, run, same_bits, weights
-from tests.zoo import byte_tokenizer, tiny
 
 EXACT = 1e-6
 """The law: divided in any way, a step gives the same loss and the same weights to this tolerance."""
@@ -140,7 +140,9 @@ def test_patience_stops_and_keep_best_returns_the_best_weights(tmp_path: Path) -
     best = min(curve, key=lambda step: curve[step])
     assert result.steps < 60
     assert result.steps == best + 4
-    upto = run(tmp_path / "b", settings.model_copy(update={"steps": 60, "patience": None}), n=4, validation=examples(6, seed=5))
+    upto = run(
+        tmp_path / "b", settings.model_copy(update={"steps": 60, "patience": None}), n=4, validation=examples(6, seed=5)
+    )
     again = dict(upto.curves["validation/loss"])
     assert [again[s] for s in sorted(curve)] == [curve[s] for s in sorted(curve)]
     assert any(f"step {int(best)}" in note for note in result.notes)
@@ -191,7 +193,7 @@ def test_a_step_with_nothing_to_learn_is_an_error(tmp_path: Path) -> None:
         def weights(self, batch: Batch) -> dict[str, float]:
             return {"loss": 0.0}
 
-    with pytest.raises(DataError, match="Step 1 has nothing to learn: got a total weight of 0.0 for 'loss'"):
+    with pytest.raises(DataError, match=r"Step 1 has nothing to learn: got a total weight of 0.0 for 'loss'"):
         run(tmp_path, config(), objective=Nothing())
 
 
@@ -206,7 +208,7 @@ def test_an_objective_that_breaks_its_announced_weight_is_an_error(tmp_path: Pat
 
 def test_long_rows_are_named_or_dropped_and_counted(tmp_path: Path) -> None:
     long = Example("too-long", (Message("user", "kelp " * 60),), "no")
-    with pytest.raises(DataError, match="row 'too-long' got .* tokens, expected at most 256"):
+    with pytest.raises(DataError, match=r"row 'too-long' got .* tokens, expected at most 256"):
         train(tiny("llama"), [*examples(8), long], config(steps=1), out=tmp_path)
     result = train(tiny("llama"), [*examples(8), long], config(steps=1, too_long="drop"), out=tmp_path)
     assert "1 of 9 rows are longer than 256 tokens: dropped." in result.notes

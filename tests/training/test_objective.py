@@ -1,12 +1,12 @@
 import pytest
 import torch
+from tests.close import assert_close
+from tests.zoo import FAMILIES, tiny
 from torch.nn.functional import cross_entropy
 
 from holdfast.core.errors import ConfigError, LayerError
 from holdfast.data.batches import IGNORE, Batch, Encoded, collate, pack
 from holdfast.training.objective import NextToken
-from tests.close import assert_close
-from tests.zoo import FAMILIES, tiny
 
 
 def some_rows(n: int = 6) -> list[Encoded]:
@@ -41,7 +41,9 @@ def test_loss_is_over_response_tokens_only(family: str) -> None:
     assert_close(term.sum / n, total / n)
 
 
-KERNELS = [(family, kernel) for family in FAMILIES for kernel in ("sdpa", "eager") if (family, kernel) != ("gemma2", "sdpa")]
+KERNELS = [
+    (family, kernel) for family in FAMILIES for kernel in ("sdpa", "eager") if (family, kernel) != ("gemma2", "sdpa")
+]
 """Gemma 2 caps its attention logits, which sdpa cannot do."""
 
 
@@ -56,7 +58,10 @@ def test_packing_equals_not_packing_in_loss_and_gradient(family: str, kernel: st
         model.zero_grad()
         term = NextToken()(model, batch)["loss"]
         (term.sum / term.weight).backward()
-        found[name] = (term.sum.item() / term.weight, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        found[name] = (
+            term.sum.item() / term.weight,
+            {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+        )
     assert abs(found["packed"][0] - found["plain"][0]) < 1e-5
     for name, gradient in found["plain"][1].items():
         assert_close(found["packed"][1][name], gradient)

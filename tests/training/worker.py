@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from holdfast.training.objective import NextToken
 from tests.training.columns import Columns
 from tests.training.helpers import config, run
+
+from holdfast.training.objective import NextToken
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
     "plain": ({}, dict),

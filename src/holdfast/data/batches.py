@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from array import array
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -133,34 +135,77 @@ def collate(lines: Sequence[Encoded | Line], pad_id: int, side: Literal["left", 
     return Batch(t["ids"], t["labels"], t["mask"], t["positions"], tuple(names), t["owner"], side)
 
 
+class Rows:
+    """Tokenised rows at 5 bytes a token, where tuples of numbers take 40. Spans are left out: batches carry none."""
+
+    def __init__(self, rows: Iterable[Encoded] = ()) -> None:
+        self._names: list[str] = []
+        self._ids, self._learnt, self._ends = array("i"), bytearray(), array("q", [0])
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: Encoded) -> None:
+        """Add one row."""
+        self._names.append(row.id)
+        self._ids.extend(row.ids)
+        self._learnt.extend(row.response)
+        self._ends.append(len(self._ids))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Encoded:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = slice(self._ends[index], self._ends[index + 1])
+        return Encoded(self._names[index], tuple(self._ids[part]), tuple(map(bool, self._learnt[part])))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [end - start for start, end in pairwise(self._ends)]
+
+
 def pack(rows: Sequence[Encoded], length: int) -> list[Line]:
-    """Best-fit-decreasing bin packing of whole rows into lines of at most ``length`` tokens; no row is cut.
+    """Put whole rows into lines of at most ``length`` tokens, see `pack_lengths`.
 
     Raises:
         DataError: a row is longer than ``length``; the message names it.
     """
-    check_lengths(rows, length)
-    lines: list[list[Encoded]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, index into lines), sorted
-    for row in sorted(rows, key=lambda r: (-len(r), r.id)):
-        at = bisect_left(room, (len(row), -1))
-        if at == len(room):
+    check_lengths([(row.id, len(row)) for row in rows], length)
+    return [tuple(rows[i] for i in line) for line in pack_lengths([len(row) for row in rows], length)]
+
+
+def pack_lengths(lengths: Sequence[int], length: int) -> list[tuple[int, ...]]:
+    """Best-fit-decreasing bin packing: the indices on each line of at most ``length`` tokens; no row is cut."""
+    lines: list[list[int]] = []
+    open_lines: dict[int, list[int]] = {}
+    rooms: list[int] = []  # the keys of open_lines, sorted
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        at = bisect_left(rooms, lengths[row])
+        if at < len(rooms):
+            room = rooms[at]
+            line = open_lines[room].pop()
+            if not open_lines[room]:
+                del open_lines[room], rooms[at]
+            lines[line].append(row)
+        else:
+            room, line = length, len(lines)
             lines.append([row])
-            insort(room, (length - len(row), len(lines) - 1))
-            continue
-        left, index = room.pop(at)
-        lines[index].append(row)
-        insort(room, (left - len(row), index))
+        left = room - lengths[row]
+        if left not in open_lines:
+            insort(rooms, left)
+        open_lines.setdefault(left, []).append(line)
     return [tuple(line) for line in lines]
 
 
-def check_lengths(rows: Sequence[Encoded], length: int) -> None:
-    """Raise a DataError that names the rows longer than ``length`` tokens, if there are any."""
-    long = [row for row in rows if len(row) > length]
+def check_lengths(rows: Sequence[tuple[str, int]], length: int) -> None:
+    """Raise a DataError about rows, given as (id, tokens), that are longer than ``length`` tokens, if there are any."""
+    long = [(tokens, name) for name, tokens in rows if tokens > length]
     if long:
-        worst = max(long, key=len)
+        tokens, name = max(long)
         raise DataError(
-            f"{len(long)} of {len(rows)} rows are too long: row {worst.id!r} got {len(worst)} tokens, expected at most "
+            f"{len(long)} of {len(rows)} rows are too long: row {name!r} got {tokens} tokens, expected at most "
             f"{length}. Do: raise max_length, shorten the rows, or set too_long: drop."
         )
 
@@ -174,7 +219,7 @@ class Batches:
 
     def __init__(  # noqa: PLR0913 - a constructor of independent keywords
         self,
-        rows: Sequence[Encoded],
+        rows: Rows | Sequence[Encoded],
         batch_size: int,
         seed: int,
         *,
@@ -189,11 +234,13 @@ class Batches:
             raise DataError("Cannot train: got 0 rows, expected at least 1. Do: check the data source and its filters.")
         if batch_size < 1 or accumulate < 1:
             raise ConfigError(f"batch_size and accumulate must be at least 1: got {batch_size} and {accumulate}.")
-        self._lines: list[Line] = pack(rows, pack_to) if pack_to else [(row,) for row in rows]
+        self._rows = rows if isinstance(rows, Rows) else Rows(rows)
+        lengths = self._rows.lengths
+        self._lines = pack_lengths(lengths, pack_to) if pack_to else [(i,) for i in range(len(lengths))]
         self._batch_size, self._seed, self._pad_id = batch_size, seed, pad_id
         self._rank, self._world, self._shuffle = rank, world, shuffle
         self._lines_per_step = batch_size * accumulate * world
-        self._lengths = [sum(map(len, line)) for line in self._lines]
+        self._lengths = [sum(lengths[i] for i in line) for line in self._lines]
         self._epoch: tuple[int, list[list[int]]] | None = None
 
     @property
@@ -224,7 +271,7 @@ class Batches:
         all ranks run as many backward passes.
         """
         epoch, index = divmod(number, self.steps_per_epoch)
-        lines = [self._lines[i] for i in self._order(epoch)[index]]
+        lines: list[Line] = [tuple(self._rows[r] for r in self._lines[i]) for i in self._order(epoch)[index]]
         chunks = [lines[i : i + self._batch_size] for i in range(0, len(lines), self._batch_size)]
         blank = [tuple(replace(row, response=(False,) * len(row)) for row in lines[-1])]
         chunks += [blank] * (-len(chunks) % self._world)

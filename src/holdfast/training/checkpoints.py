@@ -17,6 +17,7 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.files import folder_atomically
 
 STATE = "state.pt"
+BEST = "best"
 
 
 def rng_state() -> dict[str, Any]:
@@ -84,7 +85,9 @@ def load(path: Path, fingerprint: str, world: int) -> dict[str, Any]:
         first = str(problem).splitlines()[0]
         raise DataError(f"Cannot read checkpoint {path}: {first}. Do: remove the folder and resume again.") from problem
     if state["fingerprint"] != fingerprint:
-        raise ConfigError(f"Cannot resume from {path}: its configuration, rows or model differ. Do: start without resume.")
+        raise ConfigError(
+            f"Cannot resume from {path}: its configuration, rows or model differ. Do: start without resume."
+        )
     if len(state["rng"]) != world:
         raise ConfigError(
             f"Cannot resume from {path}: got {world} processes, expected {len(state['rng'])}, as it was saved."
@@ -92,9 +95,9 @@ def load(path: Path, fingerprint: str, world: int) -> dict[str, Any]:
     return state
 
 
-def load_best(path: Path) -> dict[str, torch.Tensor]:
+def load_best(folder: Path) -> dict[str, torch.Tensor]:
     """The trained weights with the best validation loss."""
-    weights: dict[str, torch.Tensor] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    weights: dict[str, torch.Tensor] = torch.load(folder / BEST / STATE, map_location="cpu", weights_only=True)
     return weights
 
 

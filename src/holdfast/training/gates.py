@@ -74,6 +74,22 @@ def check_losses(parts: Sequence[float], losses: Tensor, batches: Sequence[Batch
     )
 
 
+def validation_loss(names: Sequence[str], sums: Sequence[float], weights: Sequence[float]) -> float:
+    """The loss from the sums and weights of all validation rows; it must exist and be finite."""
+    for name, weight in zip(names, weights, strict=True):
+        if weight <= 0:
+            raise DataError(
+                f"The validation rows have nothing to learn: got a total weight of {weight} for {name!r}, "
+                "expected more than 0. Do: check their answers."
+            )
+    loss = sum(s / w for s, w in zip(sums, weights, strict=True))
+    if not math.isfinite(loss):
+        raise NumericsError(
+            f"The validation loss is not finite: got {loss}. Do: lower learning_rate, or resume from a checkpoint."
+        )
+    return loss
+
+
 def check_gradients(norm: float, parameters: Mapping[str, nn.Parameter], step: int, rows: Sequence[str]) -> None:
     """The gradient of the step is finite."""
     if math.isfinite(norm):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from holdfast.core.errors import ConfigError, MissingExtra
+from holdfast.core.errors import ConfigError, LayerError, MissingExtra, did_you_mean
 
 if TYPE_CHECKING:
     from holdfast.training.config import LoraConfig, TrainConfig
@@ -59,6 +59,7 @@ def _with_lora(model: Any, lora: LoraConfig) -> Any:
         raise ConfigError(
             "Cannot add an adapter to a model that carries one. Do: merge the adapter first, or load the base."
         )
+    _check_targets(model, lora.targets)
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -66,10 +67,18 @@ def _with_lora(model: Any, lora: LoraConfig) -> Any:
         target_modules=list(lora.targets) or "all-linear",
         task_type="CAUSAL_LM",
     )
-    try:
-        return peft.get_peft_model(model, config)
-    except ValueError as problem:
-        raise ConfigError(f"Cannot add a LoRA adapter: {problem}") from problem
+    return peft.get_peft_model(model, config)
+
+
+def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
+    """Every target names at least one linear layer, in full or by the end of its name."""
+    from transformers.pytorch_utils import Conv1D
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            kinds = {name.rsplit(".", 1)[-1] for name in linear}
+            raise LayerError(f"no layer matches {target!r} in {type(model).__name__}. {did_you_mean(target, kinds)}")
 
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import MissingExtra
 from holdfast.core.files import write_atomically
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from holdfast.training.config import TrainConfig
 
 LINE_EVERY = 30.0
 """Seconds between progress lines where standard error is not a terminal."""
@@ -35,8 +41,12 @@ class Log:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
 
@@ -46,6 +56,32 @@ def read_log(path: Path) -> list[dict[str, float]]:
         return []
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def curves_of(rows: Sequence[Mapping[str, float]]) -> dict[str, list[tuple[float, float]]]:
+    """The log by column: named series of (step, value)."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step":
+                curves.setdefault(name, []).append((row["step"], value))
+    return curves
+
+
+@contextmanager
+def tracking(accelerator: Accelerator, config: TrainConfig) -> Iterator[None]:
+    """Start the trackers that ``config`` names and finish them, whatever happens. They write beside the log."""
+    if not config.trackers:
+        yield
+        return
+    values = config.model_dump(mode="json")
+    values |= {f"lora.{key}": value for key, value in values.pop("lora").items()}
+    flat = {key: value if isinstance(value, str | int | float | bool) else str(value) for key, value in values.items()}
+    accelerator.init_trackers("tracking", config=flat)
+    try:
+        yield
+    finally:
+        accelerator.end_training()
 
 
 def require(trackers: tuple[str, ...]) -> None:
