@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,12 @@ def chromium() -> str:
     pytest.skip("no Chromium is installed")
 
 
-def measure(html: str, widths: tuple[int, ...], *, dark: bool = False) -> list[dict[str, Any]]:
-    """Lay the page out at each width, with every collapsed part open, and ask it for its sizes."""
+def measure(pages: Sequence[str], widths: Sequence[int], *, dark: bool = False) -> list[dict[str, Any]]:
+    """Lay each page out at each width, with every collapsed part open, and ask it for its sizes."""
     frames = "".join(
-        f'<iframe style="width:{w}px;height:900px;border:0" srcdoc="{escape(html)}"></iframe>' for w in widths
+        f'<iframe style="width:{w}px;height:900px;border:0" srcdoc="{escape(html)}"></iframe>'
+        for html in pages
+        for w in widths
     )
     wrapper = f"<!doctype html><meta charset=utf-8>{frames}<pre id=found></pre><script>{SCRIPT}</script>"
     with tempfile.TemporaryDirectory() as folder:

@@ -61,15 +61,16 @@ def parsed(html: str) -> Balance:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_chromium_shows_the_page_without_overflow_and_without_requests_at_both_widths(dark: bool) -> None:
-    for html in (page(sample_run(quick=True)), page(hostile_run())):
-        for width, found in zip(WIDTHS, measure(html, WIDTHS, dark=dark), strict=True):
-            assert found["client"] == width
-            assert found["scroll"] <= width, found
-            assert found["outside"] == []
-            assert found["requests"] == 0
-            assert found["text"] > 1000
-            channels = [int(part) for part in re.findall(r"\d+", found["background"])[:3]]
-            assert (max(channels) < 60) if dark else (min(channels) > 240)
+    pages = (page(sample_run(quick=True)), page(hostile_run()))
+    found = measure(pages, WIDTHS, dark=dark)
+    for width, frame in zip(WIDTHS * len(pages), found, strict=True):
+        assert frame["client"] == width
+        assert frame["scroll"] <= width, frame
+        assert frame["outside"] == []
+        assert frame["requests"] == 0
+        assert frame["text"] > 1000
+        channels = [int(part) for part in re.findall(r"\d+", frame["background"])[:3]]
+        assert (max(channels) < 60) if dark else (min(channels) > 240)
 
 
 def test_every_element_is_closed_and_nothing_is_fetched_or_run() -> None:
@@ -143,6 +144,21 @@ def test_a_run_that_stopped_says_where_and_why(status: str) -> None:
     top = page(run.model_copy(update={"steps": (run.steps[0], stopped)})).partition("<header>")[0]
     assert f"Step tuned {status}. loss is NaN at step 7" in top
     assert "Not run: after, change." in top
+
+
+def test_sides_of_a_comparison_that_failed_are_judged_by_their_intervals() -> None:
+    run = sample_run()
+    failed = run.steps[3].model_copy(
+        update={"status": "failed", "metrics": (), "verdicts": (), "notes": ("disk full",)}
+    )
+    rows = {
+        row.name: row for row in read_run(run.model_copy(update={"steps": (*run.steps[:3], failed)})).panels[0].main
+    }
+    harmful, benign = (
+        rows[f"safety/lab/{task}"] for task in ("harmful/attack_success_rate", "benign/over_refusal_rate")
+    )
+    assert (harmful.verdict, harmful.test) == ("worse", "by the two intervals")
+    assert benign.verdict == "no clear change"
 
 
 def test_an_empty_run_and_a_run_of_training_alone_are_pages_too() -> None:

@@ -34,14 +34,17 @@ def figure_of(metric: Metric, *, signed: bool = False, rate: bool | None = None)
 
 
 def panels(steps: Sequence[StepRecord]) -> tuple[Panel, ...]:
-    """One panel a finished comparison, then one an evaluation that none of them uses, in the order of the run."""
+    """One panel a comparison whose two sides were measured, then one an evaluation that none of them uses.
+
+    A comparison that failed still sets its sides beside each other; their intervals then stand in for the test.
+    """
     by_id = {step.id: step for step in steps}
     models = {step.id: _model(step, by_id) for step in steps}
     made = []
     used: set[str] = set()
     for step in steps:
         ends = [by_id.get(str(step.config.get(key))) for key in ("before", "after")]
-        if step.do == "compare" and step.status == "done" and ends[0] is not None and ends[1] is not None:
+        if step.do == "compare" and ends[0] and ends[1] and ends[0].metrics and ends[1].metrics:
             made.append(_panel(step.id, (ends[0], ends[1]), step, models))
             used |= {ends[0].id, ends[1].id}
     alone = [step for step in steps if step.do == "evaluate" and step.id not in used and step.metrics]

@@ -18,7 +18,7 @@ def read_run(run: RunRecord) -> View:
         started=_moment(run.started),
         title=run.recipe.get("title") or run.name,
         description=" ".join(str(run.recipe.get("description", "")).split()),
-        summary=run.summary,
+        summary="" if any(_stopped(step) for step in run.steps) else run.summary,
         quick=run.quick,
         problems=_problems(run),
         panels=panels(run.steps),

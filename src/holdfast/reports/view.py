@@ -186,6 +186,7 @@ class View:
     title: str
     description: str
     summary: str
+    """Empty where a step stopped: ``problems`` then say what happened."""
     quick: bool
     problems: tuple[str, ...]
     """One sentence a step that failed or was interrupted, or one that says that nothing ran."""
