@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.zoo import tiny_folder
 
 from holdfast.cli import doctor
 from holdfast.cli.main import main
@@ -15,7 +16,6 @@ from holdfast.cli.measure import log_of
 from holdfast.cli.output import print_table, size
 from holdfast.core.errors import ConfigError
 from holdfast.core.results import RunRecord, StepRecord
-from tests.zoo import tiny_folder
 
 RECIPE = """
 name: small
@@ -93,7 +93,7 @@ def test_list_imports_no_torch():
         (["eval", "lab", "--task", "gsm8"], "Did you mean 'gsm8k'?"),
         (["eval", "lab", "--data", "rows.jsonl"], "--data needs one --task"),
         (["eval", "lab", "--format", "gsm8k"], "--format says how --data is read"),
-        (["eval", "lba"], "steps.measured.model"),
+        (["eval", "./lba"], "Cannot load a model from ./lba: no such folder"),
         (["eval", "--rescore", "/nowhere.jsonl"], "no such file"),
         (["compare", "/nowhere", "/nowhere"], "no such file"),
     ],
