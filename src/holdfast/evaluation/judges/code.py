@@ -63,9 +63,12 @@ def _completed(shown: str, text: str) -> str:
     body = _body(text)
     if _compiles(shown + body):
         return shown + body
-    indented = "\n".join("    " + line if line.strip() else line for line in text.split("\n"))
+    lines = text.split("\n")
+    indented = "\n".join("    " + line if line.strip() else line for line in lines)
     first_only = "    " + body.lstrip()
-    return next((shown + way for way in (first_only, indented) if _compiles(shown + way)), shown + body)
+    flush = any(line.strip() and not line[0].isspace() for line in lines[1:])
+    ways = (indented, first_only) if flush else (first_only, indented)
+    return next((shown + way for way in ways if _compiles(shown + way)), shown + body)
 
 
 def program(example: Example, output: str) -> str:

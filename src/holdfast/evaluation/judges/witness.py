@@ -36,9 +36,8 @@ def _decide(sample: Sample) -> Score:
     witness = required_witness(sample.example)
     reason = incoherent(sample.output)
     if witness_in(sample.output, witness):
-        return Score(
-            1.0, "followed", "begins with it" if normalised(sample.output).startswith(normalised(witness)) else ""
-        )
+        first = normalised(sample.output).startswith(normalised(witness))
+        return Score(1.0, "followed", "begins with the witness" if first else "contains the witness")
     return Score(None, INVALID, reason) if reason else Score(0.0, "not_followed")
 
 
