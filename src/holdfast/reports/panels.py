@@ -140,7 +140,8 @@ def _judgement(
 ) -> tuple[str, str]:
     """Better, worse or no clear change; and what says so."""
     if change is None or change.value is None:
-        return "not compared", change.reason if change else "measured on one side only"
+        unknown = "a value is missing" if before and after else "measured on one side only"
+        return "not compared", change.reason if change else unknown
     better = "better" if (change.value > 0) == higher else "worse"
     if verdict is not None and verdict.holds is not None:
         return (better if verdict.holds else "no clear change"), f"p\u00a0{_p(verdict.p_value)}, {verdict.n}\u00a0pairs"
