@@ -61,7 +61,7 @@ def _body(text: str) -> str:
 def _completed(shown: str, text: str) -> str:
     """``shown`` continued by ``text``: as it stands, or indented by four where the answer's body is flush left."""
     body = _body(text)
-    if _compiles(shown + body):
+    if text[:1].isspace() and _compiles(shown + body):
         return shown + body
     lines = text.split("\n")
     indented = "\n".join("    " + line if line.strip() else line for line in lines)
