@@ -219,7 +219,14 @@ _IN_LAB = (
     _utility("lab/choice", "choice", "accuracy", "Facts of the lab's world, four options.", answer="choice"),
     _utility("lab/programs", "code", "pass_at_1", "One-line functions with tests."),
     _injection("lab/injection", "Text operations and passages whose data holds an instruction."),
-    _injection("lab/injection_clean", "The same rows without the attack.", source="lab/injection/clean", breakdown=()),
+    _injection(
+        "lab/injection_clean",
+        "The same rows without the attack.",
+        source="lab/injection/clean",
+        metric="task_done",
+        higher_is_better=True,
+        breakdown=(),
+    ),
     _injection(
         "lab/quoting",
         "Data that contains an instruction and is to be quoted or counted.",
