@@ -189,7 +189,7 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_every_text_colour_has_aa_contrast_on_every_ground_in_light_and_dark() -> None:
+def test_text_and_marks_have_aa_contrast_on_every_ground_in_light_and_dark() -> None:
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     schemes = [
         dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)
@@ -198,6 +198,8 @@ def test_every_text_colour_has_aa_contrast_on_every_ground_in_light_and_dark() -
     for scheme in schemes:
         for ink, ground in product(("ink", "muted", "before", "after"), ("bg", "raised")):
             assert contrast(scheme[ink], scheme[ground]) >= 4.5, (ink, ground)
+        for ground in ("ink", "bg"):
+            assert contrast(scheme["after-bar"], scheme[ground]) >= 3, ground
         assert contrast(scheme["alert"], scheme["alert-soft"]) >= 4.5
         assert contrast(scheme["ink"], scheme["after-soft"]) >= 4.5
 

@@ -72,6 +72,18 @@ def test_the_change_of_a_breakdown_is_not_taken_for_the_total() -> None:
     assert row.test == "by the two intervals"
 
 
+def test_tasks_of_one_side_only_stay_out_of_the_comparison_and_get_a_panel_of_their_own() -> None:
+    run = sample_run()
+    extra = rate("injection/lab/injection/followed", 3, 100, higher=False)
+    first = run.steps[0].model_copy(update={"metrics": (*run.steps[0].metrics, extra)})
+    both, alone = read_run(run.model_copy(update={"steps": (first, *run.steps[1:])})).panels
+    assert both.paired
+    assert "injection" not in {row.suite for row in both.main}
+    assert alone.after == "lab (step before)"
+    assert not alone.paired
+    assert "injection" in {row.suite for row in alone.main}
+
+
 def test_the_first_total_of_each_task_is_its_main_figure_and_suites_keep_their_order() -> None:
     panel = read_run(sample_run()).panels[0]
     assert [row.suite for row in panel.main] == ["safety"] * 4 + ["utility"] * 2

@@ -20,21 +20,19 @@ PLOT_HEIGHT = 240
 
 def drawable(row: Row) -> bool:
     """Some side has a value on the common axis from 0 to 1."""
-    return any(_on_axis(figure) for figure in (row.before, row.after))
+    return any(_on_axis(figure) for _, figure in _sides(row))
 
 
 def dumbbell(row: Row) -> str:
     """Before and after as points with whiskers, joined by a line."""
     parts = [_grid(ROW_HEIGHT)]
     before, after = row.before, row.after
-    both = _on_axis(before) and _on_axis(after)
-    if both and before is not None and after is not None:
-        ends = f'x1="{_at(before.value)}" y1="{LANE_BEFORE}" x2="{_at(after.value)}" y2="{LANE_AFTER}"'
+    lanes = [(LANE_BEFORE + LANE_AFTER) / 2] if before is None else [LANE_BEFORE, LANE_AFTER]
+    if before is not None and _on_axis(before) and _on_axis(after):
+        ends = f'x1="{_at(before.value)}" y1="{lanes[0]}" x2="{_at(after.value)}" y2="{lanes[-1]}"'
         parts.append(f'<line class="join" {ends}/>')
-    middle = (LANE_BEFORE + LANE_AFTER) / 2
-    for side, figure in (("before", before), ("after", after)):
-        if figure is not None and _on_axis(figure):
-            lane = middle if before is None or after is None else LANE_BEFORE if side == "before" else LANE_AFTER
+    for (side, figure), lane in zip(_sides(row), lanes, strict=True):
+        if _on_axis(figure):
             parts.append(_whisker(figure, lane, side))
             parts.append(f'<circle class="{side}" cx="{_at(figure.value)}" cy="{lane:g}" r="{RADIUS}"/>')
     return _svg(parts, ROW_HEIGHT, _said(row), "track")
@@ -42,7 +40,7 @@ def dumbbell(row: Row) -> str:
 
 def bars(row: Row) -> str:
     """Before and after as bars from 0, with whiskers."""
-    sides = [(side, figure) for side, figure in (("before", row.before), ("after", row.after)) if figure is not None]
+    sides = _sides(row)
     height = len(sides) * (BAR + 6) + 4
     parts = [_grid(height)]
     for position, (side, figure) in enumerate(sides):
@@ -102,8 +100,12 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> tuple[float, ...]:
     return tuple(round(position * step, 10) for position in range(first, last + 1))
 
 
-def _on_axis(figure: Figure | None) -> bool:
-    return figure is not None and figure.value is not None and 0 <= figure.value <= 1
+def _sides(row: Row) -> list[tuple[str, Figure]]:
+    return [("after", row.after)] if row.before is None else [("before", row.before), ("after", row.after)]
+
+
+def _on_axis(figure: Figure) -> bool:
+    return figure.value is not None and 0 <= figure.value <= 1
 
 
 def _at(value: float | None) -> str:
@@ -127,11 +129,9 @@ def _grid(height: float) -> str:
 
 
 def _said(row: Row) -> str:
-    told = [
-        f"{side} {figure.text} {figure.bounds}".strip()
-        for side, figure in (("before", row.before), ("after", row.after))
-        if figure is not None
-    ]
+    told = [f"{side} {figure.text} {figure.bounds}".strip() for side, figure in _sides(row)]
+    if row.before is None:
+        told = [told[0].removeprefix("after ")]
     return f"{row.label}{f' on {row.task}' if row.task else ''}: {', '.join(told)}"
 
 

@@ -9,6 +9,8 @@ from holdfast.reports.answers import talks
 from holdfast.reports.names import BREAKDOWNS, DASH, is_rate, measure_words, number, plain, split_name
 from holdfast.reports.view import Breakdown, Figure, Panel, Row
 
+Task = tuple[str, str]
+"""Suite and task."""
 SUITES = ("safety", "injection", "utility")
 """Order in which suites are told."""
 
@@ -34,21 +36,28 @@ def figure_of(metric: Metric, *, signed: bool = False, rate: bool | None = None)
 
 
 def panels(steps: Sequence[StepRecord]) -> tuple[Panel, ...]:
-    """One panel a comparison whose two sides were measured, then one an evaluation that none of them uses.
+    """One panel a comparison whose two sides were measured, then one an evaluation that holds something else.
 
     A comparison that failed still sets its sides beside each other; their intervals then stand in for the test.
     """
     by_id = {step.id: step for step in steps}
     models = {step.id: _model(step, by_id) for step in steps}
     made = []
-    used: set[str] = set()
+    told: dict[str, set[Task]] = {step.id: set() for step in steps}
     for step in steps:
-        ends = [by_id.get(str(step.config.get(key))) for key in ("before", "after")]
-        if step.do == "compare" and ends[0] and ends[1] and ends[0].metrics and ends[1].metrics:
-            made.append(_panel(step.id, (ends[0], ends[1]), step, models))
-            used |= {ends[0].id, ends[1].id}
-    alone = [step for step in steps if step.do == "evaluate" and step.id not in used and step.metrics]
+        before, after = (by_id.get(str(step.config.get(key))) for key in ("before", "after"))
+        if step.do != "compare" or before is None or after is None:
+            continue
+        if shared := _tasks(before) & _tasks(after):
+            made.append(_panel(step.id, (before, after), step, models))
+            told[before.id] |= shared
+            told[after.id] |= shared
+    alone = [step for step in steps if step.do == "evaluate" and _tasks(step) - told[step.id]]
     return (*made, *(_panel(step.id, (None, step), None, models) for step in alone))
+
+
+def _tasks(step: StepRecord) -> set[Task]:
+    return {split_name(metric.name)[:2] for metric in step.metrics}
 
 
 def _panel(
@@ -60,8 +69,11 @@ def _panel(
     before, after = sides
     first = {(metric.name, metric.group): metric for metric in before.metrics} if before else {}
     second = {(metric.name, metric.group): metric for metric in after.metrics}
-    keys = list(dict.fromkeys([*first, *second]))
-    rows = {key: _row(first.get(key), second.get(key), comparison, paired=before is not None) for key in keys}
+    rows = {
+        key: _row(first.get(key), metric, comparison)
+        for key, metric in second.items()
+        if before is None or key in first
+    }
     totals = [row for (_, group), row in rows.items() if not group]
     main = _main(totals)
     spoken = [("before", before), ("after", after)] if before else [("", after)]
@@ -94,15 +106,14 @@ def _main(totals: Sequence[Row]) -> list[Row]:
     return known + [row for row in first.values() if row.suite not in SUITES]
 
 
-def _row(before: Metric | None, after: Metric | None, comparison: StepRecord | None, *, paired: bool) -> Row:
-    metric = after or before
-    assert metric is not None
+def _row(before: Metric | None, metric: Metric, comparison: StepRecord | None) -> Row:
+    """One measure alone, or before and after."""
     suite, task, measure = split_name(metric.name)
     field, _, value = metric.group.partition("=")
-    left, right = (figure_of(side) if side else None for side in (before, after))
+    left, right = figure_of(before) if before else None, figure_of(metric)
     difference, verdict = _compared(comparison, metric)
     change = figure_of(difference, signed=True, rate=is_rate(metric)) if difference else _plain_change(left, right)
-    word, test = _judgement(left, right, change, verdict, metric.higher_is_better) if paired else ("", "")
+    word, test = _judgement(left, right, change, verdict, metric.higher_is_better) if left else ("", "")
     return Row(
         name=metric.name,
         label=plain(value) if field else measure_words(measure),
@@ -111,7 +122,7 @@ def _row(before: Metric | None, after: Metric | None, comparison: StepRecord | N
         higher_is_better=metric.higher_is_better,
         before=left,
         after=right,
-        change=change if paired else None,
+        change=change,
         verdict=word,
         test=test,
     )
@@ -126,9 +137,9 @@ def _compared(comparison: StepRecord | None, metric: Metric) -> tuple[Metric | N
     return next(changes, None), next((v for v in comparison.verdicts if v.name == claim), None)
 
 
-def _plain_change(before: Figure | None, after: Figure | None) -> Figure | None:
+def _plain_change(before: Figure | None, after: Figure) -> Figure | None:
     """After minus before, without an interval, where no paired difference was measured."""
-    if before is None or after is None or before.value is None or after.value is None:
+    if before is None or before.value is None or after.value is None:
         return None
     value = after.value - before.value
     unit = " pp" if after.rate else ""
@@ -136,12 +147,11 @@ def _plain_change(before: Figure | None, after: Figure | None) -> Figure | None:
 
 
 def _judgement(
-    before: Figure | None, after: Figure | None, change: Figure | None, verdict: Verdict | None, higher: bool
+    before: Figure, after: Figure, change: Figure | None, verdict: Verdict | None, higher: bool
 ) -> tuple[str, str]:
     """Better, worse or no clear change; and what says so."""
     if change is None or change.value is None:
-        unknown = "a value is missing" if before and after else "measured on one side only"
-        return "not compared", change.reason if change else unknown
+        return "not compared", change.reason if change else "a value is missing"
     better = "better" if (change.value > 0) == higher else "worse"
     if verdict is not None and verdict.holds is not None:
         return (better if verdict.holds else "no clear change"), f"p\u00a0{_p(verdict.p_value)}, {verdict.n}\u00a0pairs"
@@ -157,9 +167,7 @@ def _p(value: float | None) -> str:
     return "<\u00a00.001" if value < 0.001 else f"=\u00a0{value:.3f}"
 
 
-def _apart(before: Figure | None, after: Figure | None) -> bool:
-    if before is None or after is None:
-        return False
+def _apart(before: Figure, after: Figure) -> bool:
     bounds = (before.low, before.high, after.low, after.high)
     if any(bound is None for bound in bounds):
         return False
@@ -170,7 +178,7 @@ def _headline(main: Sequence[Row]) -> tuple[Row, ...]:
     """Of each suite the row that changed most, clear changes before unclear ones; without a pair, the first."""
     told = []
     for suite in SUITES:
-        rows = [row for row in main if row.suite == suite and row.after is not None and row.after.value is not None]
+        rows = [row for row in main if row.suite == suite and row.after.value is not None]
         best = max(rows, key=_weight, default=None)
         told += [best] if best is not None else []
     return tuple(told)

@@ -62,6 +62,8 @@ def _training(step: StepRecord) -> Training | None:
         if curve
     ]
     last = max(curve[-1][0] for curve in (loss, validation) if curve)
+    speed = [metric.value for metric in step.metrics if metric.name == "training/tokens_per_second"]
+    told += [f"{value:,.0f} tokens/s" for value in speed if value is not None]
     return Training(step.id, loss, validation, f"{last:,.0f} optimizer steps; {'; '.join(told)}")
 
 

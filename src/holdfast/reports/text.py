@@ -71,13 +71,12 @@ def _cells(row: Row, paired: bool) -> tuple[str, ...]:
         return (written(row.after),)
     change = f"{row.change.text} {row.change.bounds}".strip() if row.change else DASH
     verdict = f"{row.verdict} ({row.test})" if row.test else row.verdict
-    return written(row.before), written(row.after), change, verdict
+    before = DASH if row.before is None else written(row.before)
+    return before, written(row.after), change, verdict
 
 
-def written(figure: Figure | None) -> str:
+def written(figure: Figure) -> str:
     """A figure with its interval and n in one line; a missing one with its reason."""
-    if figure is None:
-        return f"{DASH} (not measured)"
     if figure.value is None:
         return f"{DASH} ({figure.reason})"
     invalid = f", {figure.n_invalid} invalid" if figure.n_invalid else ""
@@ -171,7 +170,7 @@ def _terminal_table(panel: Panel) -> Table:
     for row in panel.main:
         sides = (row.before, row.after) if panel.paired else (row.after,)
         cells = [f"{row.arrow} {row.label}\n  {row.task}", *(_stacked(side, "") for side in sides)]
-        last = _stacked(row.change, row.verdict) if panel.paired else str(row.after.n if row.after else 0)
+        last = _stacked(row.change, row.verdict) if panel.paired else str(row.after.n)
         table.add_row(*(Text(cell) for cell in (*cells, last)))
     return table
 

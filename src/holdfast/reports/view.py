@@ -33,12 +33,12 @@ class Row:
     suite: str
     higher_is_better: bool
     before: Figure | None
-    """``None`` where the panel shows one model only, or the measure was not taken before."""
-    after: Figure | None
+    """``None`` where the panel shows one model only."""
+    after: Figure
     change: Figure | None
     """After minus before, in percentage points for rates."""
     verdict: str
-    """``better``, ``worse``, ``no clear change`` or ``not compared``."""
+    """``better``, ``worse``, ``no clear change`` or ``not compared``; empty where one model is shown."""
     test: str
     """How the verdict was reached, e.g. ``p = 0.012, 300 pairs``."""
 
