@@ -28,7 +28,7 @@ class AdapterError(HoldfastError):
     """An adapter cannot be read, or does not belong to this model."""
 
 
-class MissingExtra(HoldfastError):
+class MissingExtra(HoldfastError):  # noqa: N818 - the name says what to install
     """An optional dependency is not installed."""
 
     def __init__(self, needed_for: str, extra: str) -> None:

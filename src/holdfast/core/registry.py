@@ -5,7 +5,6 @@ from typing import Generic, TypeVar
 
 from holdfast.core.errors import ConfigError, did_you_mean
 
-
 T = TypeVar("T")
 
 

@@ -60,6 +60,8 @@ class Verdict(_Record):
 
 
 class Artifact(_Record):
+    """A file or folder that a step wrote."""
+
     path: str
     """Relative to the folder of ``run.json``."""
     sha256: str
@@ -76,6 +78,8 @@ class Sample(_Record):
 
 
 class StepRecord(_Record):
+    """One step of a run, as it ran."""
+
     id: str
     do: str
     config: dict[str, Any]
@@ -98,6 +102,8 @@ class StepRecord(_Record):
 
 
 class RunRecord(_Record):
+    """A whole run: what `run.json` holds."""
+
     name: str
     version: str
     git: str
@@ -123,8 +129,11 @@ class RunRecord(_Record):
         """Read a ``run.json``, or the one inside a run folder."""
         file = path / "run.json" if path.is_dir() else path
         if not file.is_file():
-            raise DataError(f"Cannot read a run from {path}: no run.json there. Do: give the folder that 'holdfast run -o' wrote.")
+            raise DataError(
+                f"Cannot read a run from {path}: no run.json there. Do: give the folder that 'holdfast run -o' wrote."
+            )
         try:
             return cls.model_validate_json(file.read_text(encoding="utf-8"))
         except ValueError as problem:
-            raise DataError(f"Cannot read {file}: it is not a Holdfast run record ({str(problem).splitlines()[0]}).") from problem
+            first = str(problem).splitlines()[0]
+            raise DataError(f"Cannot read {file}: it is not a Holdfast run record ({first}).") from problem
