@@ -77,7 +77,10 @@ def test_every_element_is_closed_and_nothing_is_fetched_or_run() -> None:
     for html in (page(sample_run()), page(hostile_run())):
         tags = parsed(html).seen
         assert not {tag for tag, _ in tags} & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
-        assert not [name for _, attributes in tags for name in attributes if name in {"src", "href", "srcset", "style"}]
+        assert not [name for _, attributes in tags for name in attributes if name in {"src", "srcset", "style"}]
+        assert all((attributes.get("href") or "#").startswith("#") for _, attributes in tags)
+        targets = {attributes.get("id") for _, attributes in tags}
+        assert {str(attributes["href"])[1:] for _, attributes in tags if "href" in attributes} <= targets
         assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
         assert "url(" not in html
         assert "@import" not in html
