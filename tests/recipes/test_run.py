@@ -190,6 +190,13 @@ def test_an_unknown_step_is_refused_with_the_nearest(tmp_path):
         run_recipe(recipe(), tmp_path / "x", Choice(only="chnge"))
 
 
+def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"in 2 processes: expected one\. Do: start it without a launcher"):
+        run_recipe(recipe(), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_folder_with_another_recipe_or_other_files_is_left_alone(run, tmp_path):
     _, out = run
     before = (out / "run.json").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -56,9 +57,11 @@ def run_recipe(
     Returns:
         The record, as it stands in ``run.json``.
     Raises:
-        ConfigError: ``out`` holds another run, or an earlier step that is needed is missing.
+        ConfigError: ``out`` holds another run, an earlier step that is needed is missing, or a launcher started
+            several processes.
         HoldfastError: A step failed; ``run.json`` says which, and why.
     """
+    _one_process()
     choice, say = choice or Choice(), say or (lambda line: None)
     previous = _previous(recipe, out, choice)
     fingerprints = _fingerprints(recipe)
@@ -77,6 +80,15 @@ def run_recipe(
             records[step_id] = next(step for step in record.steps if step.id == step_id)
             say(f"{head}: done in {records[step_id].seconds:.0f} s")
     return record
+
+
+def _one_process() -> None:
+    """A recipe writes one `run.json` and one set of folders, so it is run by one process."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            f"Cannot run a recipe in {os.environ['WORLD_SIZE']} processes: expected one. "
+            "Do: start it without a launcher, or launch a script that calls holdfast.training.loop.train."
+        )
 
 
 def _silent(what: str, done: int, of: int) -> None:
