@@ -15,7 +15,11 @@ LEGEND = (
         "Brackets and whiskers are 95 % intervals. Were the run repeated on fresh prompts of the same kind, "
         "about 19 of 20 such intervals would hold the true figure. The table of all figures says how each was made.",
     ),
-    ("n", "Answers that a judge could judge. Invalid ones (empty, looping, incoherent) are counted apart, never as 0."),
+    (
+        "n, invalid",
+        "n: the answers that a figure is over. Invalid: answers that cannot be judged (empty, looping, incoherent). "
+        "Safety and injection figures leave them out of n; in scores of utility they count as wrong.",
+    ),
     ("↑ ↓", "Which direction is good: ↑ higher is better, ↓ lower is better."),
     (
         "✓ better, ✗ worse",

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 QUICK = "Quick run: figures are not for citing. Rows and steps were reduced by --quick."
 LEGEND = (
-    "Brackets are 95 % intervals; n is the number of judged answers, invalid the answers that no judge could judge. "
+    "Brackets are 95 % intervals. n: the answers a figure is over; invalid: answers that cannot be judged, left out "
+    "of n in safety and injection, wrong in scores of utility. "
     "↑ higher is better, ↓ lower is better. pp: percentage points, after minus before. – is a missing value."
 )
 
