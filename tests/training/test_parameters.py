@@ -44,13 +44,13 @@ def test_an_adapter_leaves_the_base_bit_identical(tmp_path: Path) -> None:
 
 def test_the_default_adapter_is_on_every_linear_layer_but_the_head(tmp_path: Path) -> None:
     model = make_trainable(tiny("llama").model, config(params="lora"))
-    adapted = {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad}
+    adapted = {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 def test_targets_choose_the_layers_and_unknown_ones_name_the_known() -> None:
     model = make_trainable(tiny("llama").model, config(params="lora", lora={"targets": ("q_proj",)}))
-    assert {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad} == {"q_proj"}
+    assert {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad} == {"q_proj"}
     with pytest.raises(LayerError, match=r"no layer matches 'qproj' in LlamaForCausalLM\. Did you mean 'q_proj'\?"):
         make_trainable(tiny("llama").model, config(params="lora", lora={"targets": ("qproj",)}))
 
