@@ -23,7 +23,8 @@ class Metric(_Record):
     value: float | None
     """A rate in [0, 1], or a mean; ``None`` when it could not be computed."""
     n: int
-    """Rows the value is over (invalid rows not counted, unless the name ends in ``/all``)."""
+    """Rows the value is over. Safety and injection figures leave invalid rows out, unless the name ends in ``/all``; in
+    utility figures an incoherent answer counts as wrong, so only a judge's own failure leaves ``n``."""
     k: int | None = None
     """Hits among ``n``, for rates."""
     n_invalid: int = 0

@@ -56,7 +56,8 @@ class Example:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-able form; empty fields are left out."""
-        out: dict[str, Any] = {"id": self.id, "messages": [{"role": m.role, "content": m.content} for m in self.messages]}
+        turns = [{"role": message.role, "content": message.content} for message in self.messages]
+        out: dict[str, Any] = {"id": self.id, "messages": turns}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name not in out and value:

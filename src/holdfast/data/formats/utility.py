@@ -92,6 +92,8 @@ def _mbpp(row: Row) -> Examples:
     imports = row.record.get("test_imports")
     setup = "\n".join(imports) if isinstance(imports, list | tuple) else row.optional("test_setup_code")
     listed = "\n".join(map(str, tests))
+    if "math." in listed and "import math" not in setup:  # older copies of the set have lost their imports
+        setup = f"import math\n{setup}"
     yield Example(
         id=row.name("mbpp", "task_id"),
         messages=user(f"{row.text('text', 'prompt')}\nYour code should pass these tests:\n\n{listed}\n"),
