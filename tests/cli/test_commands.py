@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.zoo import tiny_folder
+from tests.zoo import CONFIGS, byte_tokenizer
 
 from holdfast.cli import doctor
 from holdfast.cli.main import main
@@ -16,6 +16,7 @@ from holdfast.cli.measure import log_of
 from holdfast.cli.output import print_table, size
 from holdfast.core.errors import ConfigError
 from holdfast.core.results import RunRecord, StepRecord
+from holdfast.models.build import new_model
 
 RECIPE = """
 name: small
@@ -44,7 +45,12 @@ def command(capsys):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny_folder(tmp_path_factory.mktemp("models"), "llama")
+    """A tiny Llama folder with a context that lab rows fit into."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = byte_tokenizer()
+    new_model(CONFIGS["llama"] | {"max_position_embeddings": 1024}, tokenizer, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
