@@ -38,6 +38,8 @@ imports: $(READY) ## the floors: imports go down only
 	$(BIN)/lint-imports
 
 docs: $(READY) ## rewrite the pages that scripts make from data and runs
+	$(BIN)/python docs/scripts/recipe_keys.py
+	$(BIN)/python docs/scripts/lab_samples.py
 	$(BIN)/python docs/scripts/judges.py
 
 bench: $(READY) ## speed and memory against peers, in one run
