@@ -1,0 +1,1 @@
+"""Speed and memory of Holdfast against its peers: ``python -m benchmarks``."""

@@ -1,0 +1,47 @@
+"""Run every benchmark and write the table: ``python -m benchmarks`` (about seven minutes on two quiet cores)."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import time
+
+from benchmarks import commands, generation, table, training
+from benchmarks.harness import Result, Settings, machine, versions
+
+ALL = {"commands": commands.measure, "generation": generation.measure, "training": training.measure}
+
+
+def main() -> int:
+    """Exit code 1 where something wanted was not met."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", choices=list(ALL), help="run one benchmark and leave the files as they are")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that everything runs, no figures")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each process (default 2)")
+    parser.add_argument("--model", default="lab", help="model for generation: lab (default) or a folder")
+    chosen = parser.parse_args()
+    settings = Settings(chosen.threads, chosen.quick, chosen.model)
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine(settings.threads),
+        "versions": versions(),
+        "quick": settings.quick,
+    }
+    began = time.monotonic()
+    results: list[Result] = []
+    for name in [chosen.only] if chosen.only else ALL:
+        print(f"{name} ...", file=sys.stderr)
+        results += ALL[name](settings)
+    about["seconds"] = round(time.monotonic() - began)
+    kept = table.record(results, about)
+    if chosen.only or chosen.quick:
+        print(table.markdown(kept))
+    else:
+        table.save(kept)
+        print(table.write_readme())
+    return 0 if all(result.met for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Results to ``results/latest.json``, and from there to README.md and the terminal."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Result
+
+HERE = Path(__file__).resolve().parent
+FILE = HERE / "results" / "latest.json"
+MARK = "<!-- everything below is written by python -m benchmarks -->"
+
+
+def record(results: Sequence[Result], about: dict[str, Any]) -> dict[str, Any]:
+    """Everything about one run, as the JSON file holds it."""
+    return about | {"results": [asdict(r) | {"ratio": r.ratio, "met": r.met} for r in results]}
+
+
+def save(kept: dict[str, Any]) -> None:
+    """Write the JSON file."""
+    FILE.parent.mkdir(exist_ok=True)
+    FILE.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def write_readme() -> str:
+    """Put the table made from the JSON file under the mark in README.md; returns the table."""
+    table = markdown(json.loads(FILE.read_text(encoding="utf-8")))
+    readme = HERE / "README.md"
+    head = readme.read_text(encoding="utf-8").split(MARK)[0]
+    readme.write_text(f"{head}{MARK}\n\n{table}", encoding="utf-8")
+    return table
+
+
+def _figure(values: Sequence[float]) -> str:
+    """Median, and smallest to largest."""
+    if not values:
+        return ""
+    digits = 3 if max(values) < 10 else 1 if max(values) < 1000 else 0
+    middle, low, high = (f"{v:,.{digits}f}" for v in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def markdown(kept: dict[str, Any]) -> str:
+    """The table and the remarks."""
+    lines = [
+        f"Measured on {kept['date']}: {kept['machine']}.",
+        f"Versions: {', '.join(f'{name} {version}' for name, version in kept['versions'].items())}.",
+        "Figures are medians with smallest to largest; both sides took turns in one run.",
+        "",
+        "| what | unit | Holdfast | peer | peer's | ratio | wanted | met |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    if kept["quick"]:
+        lines.insert(0, "**A quick run: these figures only show that the benchmarks work.**\n")
+    for r in kept["results"]:
+        ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}"
+        wanted = f"{r['wanted']} {r['bound']:g}" + (" x" if r["peer"] else f" {r['unit']}")
+        cells = [r["what"], r["unit"], _figure(r["ours"]), r["peer_name"], _figure(r["peer"]), ratio, wanted]
+        lines.append(f"| {' | '.join(cells)} | {'yes' if r['met'] else '**no**'} |")
+    remarks = [f"- {r['what']}: {'; '.join(r['remarks'])}." for r in kept["results"] if r["remarks"]]
+    return "\n".join([*lines, "", *remarks, ""])
