@@ -1,0 +1,155 @@
+"""What the documentation says, holds: commands, links, keys, examples, recipes."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from tests.zoo import CONFIGS, byte_tokenizer
+from typer.main import get_command
+
+from holdfast.cli.main import app
+from holdfast.models.build import new_model
+from holdfast.recipes.schema import load_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path, word: str) -> list[list[str]]:
+    """Lines of code blocks, and code in the text, that start with a command's name."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in blocks(page) for line in block.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", text)
+    return [shlex.split(line, comments=True) for line in lines if re.match(rf"{word}\s", line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_exist(page: Path) -> None:
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    for words in commands(page, "holdfast"):
+        if words[1].startswith("-"):
+            continue
+        assert words[1] in known, words
+        options = {name for parameter in known[words[1]].params for name in parameter.opts} | {"--help", "--debug"}
+        used = {word.partition("=")[0] for word in words[2:] if word.startswith("-")}
+        assert used <= options, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_exist(page: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for words in commands(page, "make"):
+        assert words[1] in targets, words
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as the hosts of repositories make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("script", ["recipe_keys.py", "lab_samples.py"])
+def test_written_pages_are_current(script: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / "docs" / "scripts" / script, "--check"], check=False)
+    assert done.returncode == 0, "Do: make docs"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_shipped_recipes_are_valid_also_when_quick(recipe: Path) -> None:
+    assert load_recipe(recipe).steps
+    assert load_recipe(recipe, quick=True).steps
+
+
+def test_the_recipe_of_every_page_is_valid(tmp_path: Path) -> None:
+    found = [(page, b) for page in PAGES for b in blocks(page) if re.search(r"^steps:", b, re.MULTILINE)]
+    assert found
+    for page, block in found:
+        file = tmp_path / f"{page.stem}.yaml"
+        file.write_text(block, encoding="utf-8")
+        load_recipe(file)
+
+
+def test_the_trees_paths_exist() -> None:
+    tree = next(block for block in blocks(ROOT / "README.md") if "src/holdfast/" in block)
+    folder = ROOT
+    for line in tree.splitlines():
+        name = line.split()[0]
+        folder = ROOT / "src" / "holdfast" if line.startswith("  ") else ROOT
+        assert (folder / name).exists(), line
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = byte_tokenizer()
+    new_model({**CONFIGS["llama"], "max_position_embeddings": 1024}, tokenizer, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_an_example_is_short(example: Path) -> None:
+    assert len(example.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_the_measuring_example_prints_figures(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load(ROOT / "examples" / "measure.py").main(str(model_folder), "4")
+    assert "utility/lab/arithmetic/exact: 0.00" in capsys.readouterr().out
+
+
+def test_the_fine_tuning_and_judging_examples_follow_each_other(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(ROOT / "examples" / "finetune.py").main(str(model_folder), str(tmp_path), "2", "4")
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    assert "utility/lab/arithmetic/exact changed: 0.000 before" in capsys.readouterr().out
+    load(ROOT / "examples" / "custom_judge.py").main(str(tmp_path / "before.jsonl"))
+    assert "safety/lab/jailbreak/safety_rate: " in capsys.readouterr().out
+
+
+def test_the_readmes_python_runs(model_folder: Path, tmp_path: Path) -> None:
+    (code,) = [block for block in blocks(ROOT / "README.md") if block.startswith("from ")]
+    code = (
+        code.replace('"lab"', repr(str(model_folder))).replace("limit=100", "limit=2").replace("steps=100", "steps=1")
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
