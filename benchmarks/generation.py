@@ -18,8 +18,7 @@ BATCHES = (16, 32)
 def measure(settings: Settings) -> list[Result]:
     """Both batch sizes, on the prompts of the lab's alignment mix."""
     if settings.model == "lab" and not _lab_folder().is_dir():
-        print("generation: not measured, this checkout has no lab model. Do: give --model FOLDER.", file=sys.stderr)
-        return []
+        raise RuntimeError("This checkout has no lab model. Do: give --model FOLDER.")
     return [_measure(settings, batch) for batch in BATCHES]
 
 
