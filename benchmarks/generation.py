@@ -29,7 +29,7 @@ def _lab_folder() -> Path:
 
 
 def _measure(settings: Settings, batch: int) -> Result:
-    count = 48 if settings.quick else 320
+    count = 48 if settings.quick else 192
     rest = [settings.model, str(count), str(batch)]
     answers = take_turns("generation", ["ours", *rest], ["peer", *rest], settings.threads)
     ours, peer = answers["ours"], answers["peer"]

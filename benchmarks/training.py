@@ -38,7 +38,7 @@ CURVE_BOUND = {"fp32": 1e-3, "bf16": 3e-2}
 
 def measure(settings: Settings) -> list[Result]:
     """Both precisions; bfloat16 only where the processor has it."""
-    steps = 6 if settings.quick else 28
+    steps = 6 if settings.quick else 20
     with tempfile.TemporaryDirectory() as folder:
         facts = worker("training", ["prepare", folder, str(steps)], settings.threads)
         precisions = ["fp32", "bf16"] if facts["bf16"] else ["fp32"]
