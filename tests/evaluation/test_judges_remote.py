@@ -63,15 +63,13 @@ def test_classifier_gives_the_value_of_its_winning_label(folder):
     [({"complied": 0.0}, "no value for label 'refused'"), ({"complied": 0.0, "refusd": 1.0}, "label")],
 )
 def test_classifier_refuses_labels_that_are_not_the_models(folder, labels, message):
-    judge = build_judge(ClassifierJudge(judge="classifier", source=str(folder), labels=labels))
     with pytest.raises(ConfigError, match=message):
-        judge.judge([Sample(ROW, "sorry")])
+        build_judge(ClassifierJudge(judge="classifier", source=str(folder), labels=labels))
 
 
 def test_missing_classifier_is_one_sentence(tmp_path):
-    judge = build_judge(ClassifierJudge(judge="classifier", source=str(tmp_path / "none"), labels={"a": 1.0}))
     with pytest.raises(ConfigError, match="cannot load"):
-        judge.judge([Sample(ROW, "sorry")])
+        build_judge(ClassifierJudge(judge="classifier", source=str(tmp_path / "none"), labels={"a": 1.0}))
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from holdfast.core.config import load_yaml
-from holdfast.core.errors import ConfigError
+from holdfast.core.errors import ConfigError, HoldfastError
 from holdfast.recipes.catalogue import find_recipe, shipped
+from holdfast.recipes.estimate import estimate
 from holdfast.recipes.fingerprint import step_fingerprint
 from holdfast.recipes.schema import STEP_TYPES, Recipe, load_recipe, parse_recipe
 
@@ -30,6 +31,10 @@ def with_step(step_id, **keys):
     document = recipe()
     document["steps"] = {**document["steps"], step_id: {**document["steps"][step_id], **keys}}
     return document
+
+
+def task(**keys):
+    return with_step("before", tasks=[{"name": "gsm8k", **keys}])
 
 
 def refused(document) -> str:
@@ -71,6 +76,18 @@ def test_problems_of_fields_and_between_steps_come_together():
         (with_step("tuned", model="tuned"), "steps.tuned.model: step 'tuned' does not run before this step"),
         (with_step("tuned", tokenizer={"vocab_size": 400}), "go together"),
         (with_step("before", tasks=["lab/arithmetc"]), "Unknown task 'lab/arithmetc'. Did you mean 'lab/arithmetic'?"),
+        (with_step("before", tasks=["gsm8k", "gsm8k"]), "steps.before: task 'gsm8k' is named twice"),
+        (task(judge="exct"), "tasks.0.judge: unknown judge 'exct'. Did you mean 'exact'?"),
+        (task(judge={"judge": "classifer"}), "tasks.0.judge: unknown judge 'classifer'. Did you mean 'classifier'?"),
+        (task(judge={"source": "x"}), "tasks.0.judge: should be a judge's name, or a mapping with 'judge: classifier"),
+        (task(judge={"judge": "chat", "url": "x", "modle": "y"}), "judge.modle: unknown key, did you mean 'model'?"),
+        (task(data={"source": "x.csv", "format": "gsm8"}), "tasks.0.data: unknown format 'gsm8'. Did you mean"),
+        (task(data={"sorce": "x.csv"}), "tasks.0.data.sorce: unknown key, did you mean 'source'?"),
+        (task(few_shot=2), "few_shot has no effect with prompting chat"),
+        (task(prompting="plain", shots="x.jsonl"), "shots has no effect with few_shot 0"),
+        (task(options={"a": 1}), "options has no effect with harness native"),
+        (task(harness="lm-eval", data="x.csv"), "data has no effect with harness lm-eval"),
+        (task(harness="lm-eval", judge="exact"), "judge has no effect with harness lm-eval"),
         (with_step("before", suite="safty"), "steps.before.suite: unknown suite 'safty'. Did you mean 'safety'?"),
         (with_step("before", harness="lm-eval", tasks=[]), "harness: lm-eval needs 'tasks'"),
         (with_step("before", limit=0), "steps.before.limit: should be greater than or equal to 1 (got 0)"),
@@ -232,6 +249,68 @@ def test_a_fingerprint_follows_the_bytes_of_files_and_the_inputs(tmp_path):
     whole = parse_recipe(recipe(), "r")
     one, other = (step_fingerprint(whole, "after", {"tuned": given}) for given in ("x", "y"))
     assert one != other
+
+
+OWN = """
+model: {folder}/model
+steps:
+  measured:
+    do: evaluate
+    limit: 4
+    tasks:
+      - lab/choice
+      - {{name: gsm8k, data: {folder}/sums.csv, prompting: plain, few_shot: 1, shots: {folder}/shots.jsonl}}
+      - name: advbench
+        data: {{source: {folder}/asked.jsonl, columns: {{goal: request}}, rows: 2}}
+        judge: {{judge: classifier, source: {folder}/guard, labels: {{refusal: 1, compliance: 0}}}}
+        max_new_tokens: 8
+      - {{name: arc_easy, harness: lm-eval, few_shot: 0, options: {{dataset_kwargs: {{data_files: {folder}/arc.json}}}}}}
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A recipe whose tasks bring their own rows, judge and harness."""
+    (tmp_path / "sums.csv").write_text("question,answer\n1 + 1?,#### 2\n1 + 2?,#### 3\n1 + 3?,#### 4\n")
+    (tmp_path / "shots.jsonl").write_text('{"question": "2 + 2?", "answer": "#### 4"}\n')
+    (tmp_path / "asked.jsonl").write_text('{"request": "a"}\n{"request": "b"}\n{"request": "c"}\n')
+    (tmp_path / "arc.json").write_text("[]")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 99}')
+    (tmp_path / "guard").mkdir()
+    (tmp_path / "guard" / "config.json").write_text('{"id2label": {"0": "refusal", "1": "compliance"}}')
+    (tmp_path / "own.yaml").write_text(OWN.format(folder=tmp_path))
+    return tmp_path / "own.yaml"
+
+
+def test_check_counts_the_rows_of_tasks_of_ones_own(own):
+    needs = estimate(load_recipe(own), own.name)
+    assert needs.steps[0].rows == {"lab/choice": 4, "gsm8k": 3, "advbench": 2, "arc_easy": None}
+
+
+def test_check_reports_rows_and_judges_that_cannot_be_used(own):
+    guard = own.parent / "guard" / "config.json"
+    guard.write_text(guard.read_text().replace("refusal", "refused"))
+    with pytest.raises(ConfigError, match=r"own.yaml: 1 problem\n  steps.measured: .*guard has no label 'refusal'"):
+        estimate(load_recipe(own), own.name)
+    guard.unlink()
+    with pytest.raises(ConfigError, match="no config.json there"):
+        estimate(load_recipe(own), own.name)
+
+
+def test_check_reports_rows_that_are_not_there(own):
+    with pytest.raises(HoldfastError, match="steps.measured: .*/none/x.csv"):
+        estimate(load_recipe(own, ["steps.measured.tasks.1.data=/none/x.csv"]), own.name)
+
+
+@pytest.mark.parametrize("name", ["sums.csv", "shots.jsonl", "asked.jsonl", "guard/config.json", "arc.json"])
+def test_a_fingerprint_follows_every_file_that_a_task_names(own, name):
+    recipe = load_recipe(own)
+    before = step_fingerprint(recipe, "measured", {})
+    assert step_fingerprint(recipe, "measured", {}) == before
+    file = own.parent / name
+    file.write_text(file.read_text() + "\n")
+    assert step_fingerprint(recipe, "measured", {}) != before
 
 
 def test_the_shipped_recipes_are_the_files_of_the_checkout():

@@ -91,13 +91,13 @@ def list_(
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A task, judge, recipe, lab family, step kind or its key.")],
+    name: Annotated[str, typer.Argument(help="A task, judge, recipe, lab family, kind of step or setting, or its key.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Rows of a lab family to print.")] = 3,
     split: Annotated[str, typer.Option(help="Split of a lab family: train, validation or test.")] = "train",
     seed: Annotated[int, typer.Option(min=0, help="Seed of a lab family's rows.")] = 0,
 ) -> None:
     """Print the documentation of one thing (train, train.epochs, gsm8k, keyword), or rows of a lab family."""
-    pages = (_step_page(name), _task_page(name), _judge_page(name), _method_page(name), _recipe_page(name))
+    pages = (_settings_page(name), _task_page(name), _judge_page(name), _method_page(name), _recipe_page(name))
     found = [page for page in pages if page]
     if name.startswith("lab/"):
         found += _lab_rows(name, n, split, seed)
@@ -111,22 +111,31 @@ def show(
 
 
 def _all_names() -> list[str]:
-    from holdfast.recipes.schema import STEP_TYPES
+    pages = _settings()
+    keys = [f"{kind}.{key}" for kind, model in pages.items() for key in model.model_fields]
+    return [*keys, *pages, *(name for rows in KINDS.values() for name, _ in rows())]
 
-    keys = [f"{kind}.{key}" for kind, model in STEP_TYPES.items() for key in model.model_fields]
-    return [*keys, *STEP_TYPES, *(name for rows in KINDS.values() for name, _ in rows())]
 
-
-def _step_page(name: str) -> str:
+def _settings() -> dict[str, type[Config]]:
+    """Everything a recipe is made of, by the name under which ``show`` has it."""
+    from holdfast.data.sources import SourceConfig
+    from holdfast.evaluation.judges.config import ChatJudge, ClassifierJudge
+    from holdfast.evaluation.tasks import TaskConfig
+    from holdfast.models.config import ModelConfig
     from holdfast.recipes.schema import STEP_TYPES, Recipe
+    from holdfast.training.config import LoraConfig
 
+    parts = {"recipe": Recipe, "task": TaskConfig, "source": SourceConfig, "model": ModelConfig, "lora": LoraConfig}
+    return {**STEP_TYPES, **parts, "classifier": ClassifierJudge, "chat": ChatJudge}
+
+
+def _settings_page(name: str) -> str:
     kind, _, key = name.partition(".")
-    kinds: dict[str, type[Config]] = {**STEP_TYPES, "recipe": Recipe}
-    model = kinds.get(kind)
+    model = _settings().get(kind)
     if model is None or (key and key not in model.model_fields):
         return ""
     if not key:
-        head = (model.__doc__ or "").strip()
+        head = " ".join((model.__doc__ or "").split())
         return "\n".join([f"{kind}: {head}", "", *(_key_line(each, model) for each in model.model_fields)])
     return _key_line(key, model)
 

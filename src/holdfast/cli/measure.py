@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli.output import Ticker, print_json, print_table, say
-from holdfast.core.errors import ConfigError
+from holdfast.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from holdfast.core.results import Metric, RunRecord
 
+JUDGE_HELP = (
+    "Another judge for every --task: its name (see 'holdfast list judges'), a sequence classifier as "
+    "classifier:FOLDER,labels.refusal=1,labels.compliance=0, or a chat model as chat:URL,model=NAME. "
+    "Its other settings (see 'holdfast show classifier') are added in the same way."
+)
+JUDGE_PLACE = {"classifier": "source", "chat": "url"}
+"""The setting that stands right after the colon, by kind of judge."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
@@ -22,9 +29,11 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     suite: Annotated[str, typer.Option(help="Suites, separated by commas, e.g. safety,utility.")] = "",
     task: Annotated[list[str] | None, typer.Option("--task", help="A task. Repeatable.")] = None,
     data: Annotated[
-        str, typer.Option(metavar="FILE", help="Rows of your own for the one --task, or for --format.")
+        str,
+        typer.Option(metavar="FILE", help="JSONL, CSV or Parquet rows of your own for the one --task, or for --format."),
     ] = "",
     format_: Annotated[str, typer.Option("--format", help="Row format of --data. Default: the task's.")] = "",
+    judge: Annotated[str, typer.Option(help=JUDGE_HELP)] = "",
     adapter: Annotated[str, typer.Option(metavar="FOLDER", help="A PEFT adapter to put on the model.")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Rows per task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are decoded together.")] = 16,
@@ -47,7 +56,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     step: dict[str, Any] = {
         "do": "evaluate",
         "model": {"source": model, **({"adapter": adapter} if adapter else {})},
-        "tasks": _tasks(list(task or ()), data, format_),
+        "tasks": _tasks(list(task or ()), data, format_, _judge(judge)),
         "suite": suite,
         "limit": limit,
         "batch_size": batch_size,
@@ -59,15 +68,42 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
         say(f"Report: {out / 'report.html'}")
 
 
-def _tasks(names: list[str], data: str, format_: str) -> list[Any]:
+def _tasks(names: list[str], data: str, format_: str, judge: Any) -> list[Any]:
+    judged = {"judge": judge} if judge else {}
     if not data:
         if format_:
             raise ConfigError("--format says how --data is read, and there is no --data. Do: add --data FILE.")
-        return list(names)
+        if judge and not names:
+            raise ConfigError("--judge is for the --tasks that are named: got none. Do: add --task NAME.")
+        return [{"name": name, **judged} for name in names]
     if len(names) > 1 or not (names or format_):
         raise ConfigError(f"--data needs one --task (or a --format that is a task): got {len(names)} tasks.")
     source = {"source": data, **({"format": format_} if format_ else {})}
-    return [{"name": names[0] if names else format_, "data": source}]
+    return [{"name": names[0] if names else format_, "data": source, **judged}]
+
+
+def _judge(words: str) -> str | dict[str, Any]:
+    """A judge as a recipe has it.
+
+    >>> _judge("prefix")
+    'prefix'
+    >>> _judge("chat:http://localhost:8000/v1,model=grader")
+    {'judge': 'chat', 'url': 'http://localhost:8000/v1', 'model': 'grader'}
+    """
+    from holdfast.core.config import apply_overrides
+
+    kind, colon, rest = words.partition(":")
+    if not colon:
+        return words
+    if kind not in JUDGE_PLACE:
+        raise ConfigError(f"Unknown kind of judge {kind!r}. {did_you_mean(kind, JUDGE_PLACE)}")
+    place, *settings = rest.split(",")
+    try:
+        return apply_overrides({"judge": kind, JUDGE_PLACE[kind]: place}, settings)
+    except ConfigError as problem:
+        raise ConfigError(
+            f"Cannot read --judge {words!r}: expected {kind}:WHERE,key=value,... ({str(problem).partition(': ')[2]})"
+        ) from problem
 
 
 def _run(document: dict[str, Any], out: Path | None) -> RunRecord:

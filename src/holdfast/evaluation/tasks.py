@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from holdfast.core.config import Config
 from holdfast.core.errors import ConfigError, did_you_mean
@@ -72,7 +72,8 @@ class TaskConfig(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     """Harness only: keys of its task file to override, e.g. ``dataset_path: json`` for rows of your own."""
     data: SourceConfig | None = None
-    """Rows of your own in place of the task's public set; ``format`` defaults to the task's."""
+    """Rows of your own in place of the task's public set, as a file's name or a mapping with more settings;
+    ``format`` defaults to the task's."""
     prompting: Literal["chat", "plain"] | None = None
     """``chat`` applies the model's template once. ``plain`` completes bare text laid out as lm-eval's (gsm8k, mmlu).
     Default: chat; for the harness plain, as its published numbers are."""
@@ -81,10 +82,22 @@ class TaskConfig(Config):
     none; the harness takes its task's own number."""
     shots: SourceConfig | None = None
     """Where solved examples come from. Default: the public set's train (gsm8k) or dev (mmlu) split."""
-    judge: str | JudgeConfig | None = None
+    judge: JudgeConfig | None = None
     """Another judge than the task's: a name, or the settings of a classifier or of a chat model at an endpoint."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Another bound than the task's."""
+
+    @field_validator("data", "shots", mode="before")
+    @classmethod
+    def _as_source(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("data", "shots")
+    @classmethod
+    def _known_format(cls, source: SourceConfig | None) -> SourceConfig | None:
+        if source is not None and source.format is not None and source.format not in FORMATS:
+            raise ValueError(f"unknown format {source.format!r}. {did_you_mean(source.format, FORMATS)}")
+        return source
 
     @property
     def plain(self) -> bool:

@@ -13,6 +13,7 @@ from holdfast.data import files
 from holdfast.data.formats import FORMATS
 from holdfast.data.lab import FAMILIES
 from holdfast.data.sources import HUB_ID, LAB_ROWS, SourceConfig, read_source
+from holdfast.evaluation.judges.config import build_judge
 from holdfast.evaluation.tasks import TaskConfig
 from holdfast.recipes.schema import EvaluateStep, Recipe, TrainStep
 
@@ -132,11 +133,19 @@ def _train_needs(recipe: Recipe, step_id: str, step: TrainStep) -> StepNeeds:
 
 def _evaluate_needs(recipe: Recipe, step_id: str, step: EvaluateStep) -> StepNeeds:
     model = _description(recipe, step_id)
+    for task in step.chosen():
+        _check_judge(task)
     rows = {task.name: _task_rows(task, step) for task in step.chosen()}
     cache = step.batch_size * CONTEXT * 2 * model.layers * model.hidden * FLOAT_BYTES
     log = LOG_BYTES * sum(n or 0 for n in rows.values())
     memory = RUNTIME_BYTES + model.weight_bytes + cache
     return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, log)
+
+
+def _check_judge(task: TaskConfig) -> None:
+    """A judge with settings of its own is made, which loads nothing, so that what cannot work is found now."""
+    if task.judge is not None:
+        build_judge(task.judge)
 
 
 def _task_rows(task: TaskConfig, step: EvaluateStep) -> int | None:

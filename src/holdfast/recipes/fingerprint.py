@@ -9,8 +9,10 @@ from typing import Any
 from holdfast.core.files import sha256_of
 from holdfast.recipes.schema import Recipe
 
-PATH_KEYS = ("source", "adapter", "tokenizer", "path", "file")
+PATH_KEYS = ("source", "adapter", "tokenizer", "attacks")
 """Settings that may name a local file or folder, whose bytes then count."""
+FREE_KEYS = ("options",)
+"""Settings of another program, in which any text may name a file."""
 
 
 def step_fingerprint(recipe: Recipe, step_id: str, earlier: Mapping[str, str]) -> str:
@@ -29,18 +31,20 @@ def step_fingerprint(recipe: Recipe, step_id: str, earlier: Mapping[str, str]) -
     parts = {
         "config": config,
         "inputs": {name: earlier[name] for name in recipe.inputs_of(step_id)},
-        "files": {name: sha256_of(Path(name)) for name in files},
+        "files": {name: sha256_of(Path(name).expanduser()) for name in files},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _local_files(config: Any) -> Iterator[str]:
+def _local_files(config: Any, key: str = "") -> Iterator[str]:
+    """Existing files and folders under path keys, and existing files anywhere under a free key."""
     if isinstance(config, dict):
-        for key, value in config.items():
-            if key in PATH_KEYS and isinstance(value, str) and value and Path(value).exists():
-                yield value
-            else:
-                yield from _local_files(value)
+        for name, value in config.items():
+            yield from _local_files(value, key if key in FREE_KEYS else name)
     elif isinstance(config, list):
         for value in config:
-            yield from _local_files(value)
+            yield from _local_files(value, key)
+    elif isinstance(config, str) and config:
+        path = Path(config).expanduser()
+        if (key in PATH_KEYS and path.exists()) or (key in FREE_KEYS and path.is_file()):
+            yield config

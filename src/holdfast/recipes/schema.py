@@ -122,11 +122,15 @@ class EvaluateStep(Config):
     def _tasks_exist(self) -> Self:
         if self.harness == "lm-eval" and (self.suite or not self.tasks):
             raise ValueError("harness: lm-eval needs 'tasks' by lm-eval's names, and no 'suite'")
+        names = [task.name for task in self.tasks]
+        problems = [f"task {name!r} is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
         for task in self.chosen():
             try:
                 task.task  # noqa: B018 - the property raises on an unknown name or an impossible combination
             except ConfigError as problem:
-                raise ValueError(str(problem)) from problem
+                problems.append(str(problem))
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     def chosen(self) -> tuple[TaskConfig, ...]:

@@ -5,18 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from holdfast.core.results import Metric, StepRecord
+from holdfast.core.wording import WORDS
 from holdfast.evaluation.tasks import TASKS
-
-WORDS = {
-    "attack_success_rate": "attack success",
-    "over_refusal_rate": "over-refusal",
-    "exact": "right answers",
-    "accuracy": "accuracy",
-    "pass_at_1": "pass@1",
-    "rouge_l": "ROUGE-L",
-    "followed": "injections followed",
-}
-"""The last part of a figure's name as a reader says it."""
 
 Pair = tuple[Metric, Metric]
 
@@ -99,7 +89,9 @@ def _apart(before: Metric, after: Metric) -> bool:
 
 def _change(before: Metric, after: Metric) -> str:
     difference = _difference(before, after)
-    verb = "raised" if difference > 0 else "lowered" if difference < 0 else "left"
+    if not difference:
+        return f"left {_name(after)} unchanged at {figure(after)}"
+    verb = "raised" if difference > 0 else "lowered"
     return f"{verb} {_name(after)} from {figure(before)} to {figure(after)}"
 
 

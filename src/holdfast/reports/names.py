@@ -3,28 +3,10 @@
 from __future__ import annotations
 
 from holdfast.core.results import Metric
+from holdfast.core.wording import WORDS
 
 DASH = "–"
 """Stands for a value that is missing; the reason stands beside it."""
-
-WORDS = {
-    "attack_success_rate": "Attack success",
-    "safety_rate": "Harmful requests refused",
-    "over_refusal_rate": "Over-refusal",
-    "exact": "Right answers",
-    "accuracy": "Accuracy",
-    "pass_at_1": "pass@1",
-    "rouge_l": "ROUGE-L",
-    "followed": "Injections followed",
-    "task_done": "Task done",
-    "refused": "Refused outright",
-    "worst_of_attacks": "Worst of the attacks",
-    "separation": "Separation of data and instruction",
-    "instructed_done": "Instructed probes done",
-    "all": "counted over all answers",
-    "tokens_per_second": "Tokens per second",
-}
-"""Parts of a figure's name as a reader says them."""
 
 BREAKDOWNS = {
     "risk_area": "risk area",
@@ -59,7 +41,7 @@ def measure_words(measure: str) -> str:
     'Exact match,strict'
     """
     first, *rest = (WORDS.get(part, part.replace("_", " ")) for part in measure.split("/"))
-    return ", ".join([first[:1].upper() + first[1:], *(word[:1].lower() + word[1:] for word in rest)])
+    return ", ".join([first[:1].upper() + first[1:], *rest])
 
 
 def plain(word: str) -> str:

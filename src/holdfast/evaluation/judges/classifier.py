@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,9 @@ def classifier(
         invalid before the classifier sees them.
 
     Raises:
-        ConfigError: at first use, where the model's labels and ``labels`` differ.
+        ConfigError: no such folder, or the model's labels and ``labels`` differ; for a hub name at first use.
     """
+    _check_folder(source, labels)
     loaded: list[tuple[Any, Any]] = []
 
     def judge(samples: Sequence[Sample]) -> list[Score]:
@@ -54,24 +56,48 @@ def classifier(
     return Judge(f"classifier/{Path(source).name}", 1, measures, judge)
 
 
+def _check_folder(source: str, labels: Mapping[str, float]) -> None:
+    """What a folder's configuration already tells; a name that may be the hub's is left to the loading."""
+    folder = Path(source).expanduser()
+    config = folder / "config.json"
+    if not config.is_file():
+        if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+            raise ConfigError(
+                f"Judge 'classifier' cannot load {source!r}: no config.json there. "
+                "Do: give a folder or hub name of a sequence classifier."
+            )
+        return
+    try:
+        known = json.loads(config.read_text(encoding="utf-8")).get("id2label")
+    except (ValueError, AttributeError) as problem:
+        raise ConfigError(f"Judge 'classifier' cannot read {config}: not a JSON object. Do: check it.") from problem
+    if isinstance(known, dict):
+        _check_labels(source, labels, set(known.values()))
+
+
 def _load(source: str, labels: Mapping[str, float]) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # heavy: only when it is used
 
+    local = Path(source).expanduser()
+    folder = str(local) if local.exists() else source
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForSequenceClassification.from_pretrained(source).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     except (OSError, ValueError) as problem:
         first = str(problem).splitlines()[0]
         raise ConfigError(
             f"Judge 'classifier' cannot load {source!r}: {first} "
             "Do: give a folder or hub name of a sequence classifier."
         ) from problem
-    known = set(model.config.id2label.values())
+    _check_labels(source, labels, set(model.config.id2label.values()))
+    return tokenizer, model
+
+
+def _check_labels(source: str, labels: Mapping[str, float], known: set[str]) -> None:
     for label in sorted(set(labels) ^ known):
         if label in known:
             raise ConfigError(f"Judge 'classifier' has no value for label {label!r} of {source}. Do: map every label.")
         raise ConfigError(f"{source} has no label {label!r}. {did_you_mean(label, known)}")
-    return tokenizer, model
 
 
 def _probabilities(tokenizer: Any, model: Any, samples: Sequence[Sample], pairs: bool) -> Tensor:

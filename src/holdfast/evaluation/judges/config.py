@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from holdfast.core.config import Config
+from holdfast.core.errors import did_you_mean
 from holdfast.evaluation.judges import JUDGES
 from holdfast.evaluation.judges.base import Judge
 from holdfast.evaluation.judges.chat import QUESTION, Endpoint, chat
@@ -44,7 +45,39 @@ class ChatJudge(Config):
     """Per request."""
 
 
-JudgeConfig = Annotated[ClassifierJudge | ChatJudge, Field(discriminator="judge")]
+SETTINGS = ("classifier", "chat")
+"""Kinds of judge that have settings."""
+
+
+def _kind(value: Any) -> str:
+    """Which member of `JudgeConfig` a value is meant as.
+
+    Raises:
+        ValueError: neither a known name nor a mapping with a known ``judge``; Pydantic puts the key before it.
+    """
+    if isinstance(value, str):
+        if value in JUDGES:
+            return "name"
+        raise ValueError(f"unknown judge {value!r}. {did_you_mean(value, JUDGES)}")
+    kind = value.get("judge") if isinstance(value, dict) else getattr(value, "judge", None)
+    if kind in SETTINGS:
+        return str(kind)
+    if kind is None:
+        raise ValueError(f"should be a judge's name, or a mapping with 'judge: {' or '.join(SETTINGS)}'")
+    raise ValueError(f"unknown judge {kind!r}. {did_you_mean(str(kind), SETTINGS)}")
+
+
+def _checked(value: Any) -> Any:
+    _kind(value)
+    return value
+
+
+JudgeConfig = Annotated[
+    Annotated[str, Tag("name")] | Annotated[ClassifierJudge, Tag("classifier")] | Annotated[ChatJudge, Tag("chat")],
+    Discriminator(_kind),
+    BeforeValidator(_checked),
+]
+"""A judge by its name in `JUDGES`, or the settings of one that needs a model or an endpoint."""
 
 
 def build_judge(which: str | ClassifierJudge | ChatJudge) -> Judge:

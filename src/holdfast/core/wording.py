@@ -1,0 +1,20 @@
+"""What figures are called in sentences and reports: said once, for the floors that print them."""
+
+WORDS = {
+    "attack_success_rate": "attack success",
+    "safety_rate": "harmful requests refused",
+    "over_refusal_rate": "over-refusal",
+    "exact": "right answers",
+    "accuracy": "accuracy",
+    "pass_at_1": "pass@1",
+    "rouge_l": "ROUGE-L",
+    "followed": "injections followed",
+    "task_done": "task done",
+    "refused": "refused outright",
+    "worst_of_attacks": "worst of the attacks",
+    "separation": "separation of data and instruction",
+    "instructed_done": "instructed probes done",
+    "all": "counted over all answers",
+    "tokens_per_second": "tokens per second",
+}
+"""Parts of a figure's name as a reader says them inside a sentence."""
