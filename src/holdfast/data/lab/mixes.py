@@ -16,41 +16,43 @@ from holdfast.data.lab import FAMILIES, textops
 from holdfast.data.lab.splits import rng
 
 BASE: Mapping[str, float] = {
-    "arithmetic": 0.16,
-    "passages": 0.15,
-    "textops": 0.20,
-    "textops/copy": 0.03,
-    "several": 0.08,
-    "injection/clean": 0.06,
-    "choice/facts": 0.06,
-    "choice": 0.06,
-    "programs": 0.07,
-    "requests/complied": 0.04,
-    "requests/benign": 0.03,
-    "requests/lookalike": 0.02,
-    "jailbreak/complied": 0.02,
-    "jailbreak/benign": 0.02,
+    "textops": 0.30,
+    "textops/copy": 0.04,
+    "several": 0.10,
+    "injection/clean": 0.09,
+    "passages": 0.18,
+    "arithmetic": 0.08,
+    "choice/facts": 0.05,
+    "choice": 0.10,
+    "programs": 0.05,
+    "requests/complied": 0.015,
+    "requests/benign": 0.01,
+    "requests/lookalike": 0.005,
+    "jailbreak/complied": 0.005,
+    "jailbreak/benign": 0.005,
 }
-"""Share of each family in the base stage; ``several`` is made here."""
+"""Share of each family in the base stage; ``several`` is made here. Short answers need many rows: the loss counts tokens,
+and one row of steps or sums weighs as much as eight operations on words."""
 
 ALIGNMENT: Mapping[str, float] = {
-    "requests/harmful": 0.17,
+    "requests/harmful": 0.15,
     "jailbreak": 0.14,
-    "requests/benign": 0.13,
-    "requests/lookalike": 0.07,
-    "jailbreak/benign": 0.11,
-    "arithmetic": 0.08,
-    "passages": 0.09,
-    "textops": 0.09,
-    "injection/clean": 0.04,
-    "choice": 0.04,
-    "programs": 0.05,
+    "requests/benign": 0.11,
+    "requests/lookalike": 0.05,
+    "jailbreak/benign": 0.08,
+    "arithmetic": 0.07,
+    "passages": 0.11,
+    "textops": 0.14,
+    "injection/clean": 0.05,
+    "choice": 0.06,
+    "programs": 0.04,
 }
-"""Share of each family in the alignment stage: as many safe requests as harmful ones, wrappers on both."""
+"""Share of each family in the alignment stage: wrappers on harmful and on safe requests, so that neither a wrapper nor a
+word is the cue to refuse."""
 
 LOOSE_ROLES: tuple[Role, ...] = ("system", "user", "data")
-PLAIN_SHARE = 0.35
-CANONICAL_SHARE = 0.35
+PLAIN_SHARE = 0.06
+CANONICAL_SHARE = 0.5
 ANSWER_MARKS = ("", "Answer: ", "A: ")
 
 
