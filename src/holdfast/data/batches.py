@@ -18,8 +18,8 @@ from holdfast.core.errors import ConfigError, DataError
 IGNORE = -100
 """The label of a token that is not learnt."""
 _GROUPED = 4
-"""Optimizer steps' worth of rows that are sorted by length together. More would pad less, but rows of one length tend to be
-of one kind: at 50 the steps of a mixed diet became one-sided and the lab model learnt to copy much later."""
+"""Optimizer steps' worth of rows that are sorted by length together. More would pad less, but rows of one length tend
+to be of one kind: at 50 the steps of a mixed diet became one-sided and the lab model learnt to copy much later."""
 
 
 @dataclass(frozen=True, slots=True)

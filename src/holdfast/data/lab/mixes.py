@@ -31,8 +31,8 @@ BASE: Mapping[str, float] = {
     "jailbreak/complied": 0.005,
     "jailbreak/benign": 0.005,
 }
-"""Share of each family in the base stage; ``several`` is made here. Short answers need many rows: the loss counts tokens,
-and one row of steps or sums weighs as much as eight operations on words."""
+"""Share of each family in the base stage; ``several`` is made here. Short answers need many rows: the loss counts
+tokens, and one row of steps or sums weighs as much as eight operations on words."""
 
 ALIGNMENT: Mapping[str, float] = {
     "requests/harmful": 0.15,
@@ -47,8 +47,8 @@ ALIGNMENT: Mapping[str, float] = {
     "choice": 0.06,
     "programs": 0.04,
 }
-"""Share of each family in the alignment stage: wrappers on harmful and on safe requests, so that neither a wrapper nor a
-word is the cue to refuse."""
+"""Share of each family in the alignment stage: wrappers on harmful and on safe requests, so that neither a wrapper nor
+a word is the cue to refuse."""
 
 LOOSE_ROLES: tuple[Role, ...] = ("system", "user", "data")
 PLAIN_SHARE = 0.06
