@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tests.zoo import CONFIGS, byte_tokenizer
 
 from holdfast.cli import doctor
@@ -134,7 +135,60 @@ def test_a_full_disk_is_one_sentence(command, monkeypatch):
     monkeypatch.setattr("holdfast.cli.listing.print_json", full)
     code, _, err = command("list", "--json")
     assert code == 2
-    assert err == "holdfast: Cannot read or write /data/run.json: No space left on device.\n"
+    assert err.startswith("holdfast: Cannot read or write /data/run.json: No space left on device. What was saved")
+    assert err.endswith("Do: make room on the disk, then go on with --resume.\n")
+
+
+def test_a_disk_that_fills_up_under_a_run_leaves_its_record(command, monkeypatch, recipe, tmp_path):
+    out, written = tmp_path / "r", []
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("holdfast.core.files.os.fsync", full)
+    code, _, err = command("run", str(recipe), "-o", str(out))
+    assert code == 2
+    assert "run.json: No space left on device. What was saved before is intact." in err
+    assert "Traceback" not in err
+    assert RunRecord.load(out).steps
+
+
+@pytest.mark.parametrize("words", [["org/none"], ["{model}", "--task", "gsm8k"]])
+def test_a_hub_that_cannot_be_reached_is_one_sentence(command, monkeypatch, model, words):
+    monkeypatch.setattr("socket.socket.connect", unreachable)
+    code, out, err = command("eval", *(word.format(model=model) for word in words))
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("holdfast: Cannot ")
+    assert "Traceback" not in err
+
+
+def unreachable(*_: object) -> None:
+    raise OSError(101, "Network is unreachable")
+
+
+@pytest.mark.parametrize(
+    ("problem", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "ran out of memory: CUDA out of"),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9 bytes"), "ran out of memory: "),
+        (MemoryError(), "ran out of memory. Do: lower batch_size"),
+        (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4"), "lost another process of this run"),
+    ],
+)
+def test_a_machine_that_cannot_go_on_is_one_sentence_that_names_the_step(
+    command, monkeypatch, recipe, tmp_path, problem, sentence
+):
+    def fail(*_: object, **__: object) -> None:
+        raise problem
+
+    monkeypatch.setattr("holdfast.evaluation.suite.evaluate", fail)
+    code, _, err = command("run", str(recipe), "-o", str(tmp_path / "r"))
+    assert code == 2
+    assert f"holdfast: Step before (evaluate) {sentence}" in err
+    assert "Traceback" not in err
+    assert sentence in RunRecord.load(tmp_path / "r").steps[0].notes[0]
 
 
 def test_ctrl_c_is_one_sentence_and_exit_130(command, monkeypatch):
@@ -253,7 +307,8 @@ def test_eval_judges_rows_of_ones_own_by_a_judge_of_ones_own(command, model, tmp
     code, text, err = command(*words)
     assert code == 0, err
     assert {metric["judge"] for metric in json.loads(text)} == {"prefix@1"}
-    assert json.loads(text)[1]["n"] == 2
+    first = json.loads(text)[0]
+    assert first["n"] + first["n_invalid"] == 2
 
 
 def test_eval_takes_a_classifier_and_a_chat_model_as_judges(command, model, tmp_path, monkeypatch):

@@ -70,6 +70,12 @@ def test_problems_of_fields_and_between_steps_come_together():
         (with_step("tuned", do="trian"), "steps.tuned.do: unknown 'trian', did you mean 'train'?"),
         (with_step("tuned", params="lorra"), "steps.tuned.params: unknown 'lorra', did you mean 'lora'?"),
         (with_step("tuned", epochs=1), "give exactly one of steps and epochs"),
+        (with_step("tuned", validation=["lab/textops"]), "validation has no effect without evaluate_every"),
+        (with_step("tuned", evaluate_every=2), "evaluate_every needs 'validation' rows"),
+        (with_step("tuned", lora={"rank": 2}), "lora has no effect with params: full"),
+        (with_step("tuned", optimizer="sgd", beta2=0.9), "beta2 has no effect with optimizer: sgd"),
+        (with_step("tuned", keep="best"), "patience and keep: best need evaluate_every"),
+        (with_step("tuned", model={"source": "a/b", "seed": 1}), "seed has no effect on source 'a/b'"),
         (with_step("tuned", data=[]), "steps.tuned.data: "),
         (with_step("tuned", data=[{"sorce": "x"}]), "steps.tuned.data.0.sorce: unknown key, did you mean 'source'?"),
         (with_step("tuned", model="after"), "steps.tuned.model: step 'after' does not run before this step"),
@@ -191,54 +197,6 @@ def test_every_key_of_every_step_is_described():
         assert not missing, (kind.__name__, missing)
 
 
-CHANGES = {
-    "train": {
-        "params": "lora",
-        "learning_rate": 1e-5,
-        "schedule": "linear",
-        "warmup": 0.5,
-        "steps": 6,
-        "batch_size": 3,
-        "accumulate": 2,
-        "max_length": 99,
-        "too_long": "drop",
-        "packing": True,
-        "optimizer": "amsgrad",
-        "weight_decay": 0.5,
-        "beta2": 0.5,
-        "clip": 0.5,
-        "precision": "bf16",
-        "gradient_checkpointing": True,
-        "evaluate_every": 2,
-        "save_every": 2,
-        "trackers": ["tensorboard"],
-        "seed": 9,
-        "model": "org/other",
-        "data": ["lab/arithmetic"],
-        "validation": ["lab/textops"],
-    },
-    "evaluate": {
-        "model": "org/other",
-        "tasks": ["lab/harmful"],
-        "suite": "safety",
-        "limit": 5,
-        "batch_size": 3,
-        "seed": 9,
-    },
-}
-
-
-@pytest.mark.parametrize(("do", "key"), [(do, key) for do, keys in CHANGES.items() for key in keys])
-def test_every_key_changes_the_fingerprint_of_its_step(do, key):
-    plain = {"train": TRAIN, "evaluate": EVALUATE}[do]
-
-    def fingerprint(step):
-        return step_fingerprint(parse_recipe({"name": "r", "model": "lab", "steps": {"a": step}}, "r"), "a", {})
-
-    assert fingerprint(plain) == fingerprint(dict(plain))
-    assert fingerprint(plain) != fingerprint({**plain, key: CHANGES[do][key]})
-
-
 def test_a_fingerprint_follows_the_bytes_of_files_and_the_inputs(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "answer": "b"}\n')
@@ -264,7 +222,9 @@ steps:
         data: {{source: {folder}/asked.jsonl, columns: {{goal: request}}, rows: 2}}
         judge: {{judge: classifier, source: {folder}/guard, labels: {{refusal: 1, compliance: 0}}}}
         max_new_tokens: 8
-      - {{name: arc_easy, harness: lm-eval, few_shot: 0, options: {{dataset_kwargs: {{data_files: {folder}/arc.json}}}}}}
+      - name: arc_easy
+        harness: lm-eval
+        options: {{dataset_kwargs: {{data_files: {folder}/arc.json}}}}
 """
 
 
@@ -294,12 +254,12 @@ def test_check_reports_rows_and_judges_that_cannot_be_used(own):
     with pytest.raises(ConfigError, match=r"own.yaml: 1 problem\n  steps.measured: .*guard has no label 'refusal'"):
         estimate(load_recipe(own), own.name)
     guard.unlink()
-    with pytest.raises(ConfigError, match="no config.json there"):
+    with pytest.raises(ConfigError, match=r"no config\.json there"):
         estimate(load_recipe(own), own.name)
 
 
 def test_check_reports_rows_that_are_not_there(own):
-    with pytest.raises(HoldfastError, match="steps.measured: .*/none/x.csv"):
+    with pytest.raises(HoldfastError, match=r"steps\.measured: .*/none/x\.csv"):
         estimate(load_recipe(own, ["steps.measured.tasks.1.data=/none/x.csv"]), own.name)
 
 

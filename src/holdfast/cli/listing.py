@@ -91,7 +91,7 @@ def list_(
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A task, judge, recipe, lab family, kind of step or setting, or its key.")],
+    name: Annotated[str, typer.Argument(help="A task, judge, recipe, lab family, step or setting, or its key.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Rows of a lab family to print.")] = 3,
     split: Annotated[str, typer.Option(help="Split of a lab family: train, validation or test.")] = "train",
     seed: Annotated[int, typer.Option(min=0, help="Seed of a lab family's rows.")] = 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -63,11 +64,18 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as problem:
         if debug:
             raise
-        _fail(f"Cannot read or write {problem.filename or 'a file'}: {problem.strerror or problem}.")
+        _fail(_file_sentence(problem))
     except SystemExit as stop:
         if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
             typer.echo("holdfast: stopped with Ctrl-C.", err=True)
         raise
+
+
+def _file_sentence(problem: OSError) -> str:
+    said = f"Cannot read or write {problem.filename or 'a file'}: {problem.strerror or problem}."
+    if problem.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        return said
+    return f"{said} What was saved before is intact. Do: make room on the disk, then go on with --resume."
 
 
 def _fail(sentence: str) -> None:

@@ -30,7 +30,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     task: Annotated[list[str] | None, typer.Option("--task", help="A task. Repeatable.")] = None,
     data: Annotated[
         str,
-        typer.Option(metavar="FILE", help="JSONL, CSV or Parquet rows of your own for the one --task, or for --format."),
+        typer.Option(metavar="FILE", help="JSONL, CSV or Parquet: your own rows for the one --task, or for --format."),
     ] = "",
     format_: Annotated[str, typer.Option("--format", help="Row format of --data. Default: the task's.")] = "",
     judge: Annotated[str, typer.Option(help=JUDGE_HELP)] = "",

@@ -28,10 +28,13 @@ def run(
 ) -> None:
     """Run a recipe: train, evaluate, compare, report."""
     from holdfast.recipes.catalogue import find_recipe
+    from holdfast.recipes.estimate import estimate
     from holdfast.recipes.run import Choice, run_recipe
     from holdfast.recipes.schema import load_recipe
 
-    chosen = load_recipe(find_recipe(recipe), overrides or (), quick=quick)
+    path = find_recipe(recipe)
+    chosen = load_recipe(path, overrides or (), quick=quick)
+    estimate(chosen, path.name)  # every file that is missing or damaged is found before the first step, not after hours
     folder = out or Path("runs") / chosen.name
     try:
         record = run_recipe(chosen, folder, Choice(resume, only, start_from), quick=quick, say=say, progress=Ticker())

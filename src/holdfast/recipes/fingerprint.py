@@ -9,7 +9,7 @@ from typing import Any
 from holdfast.core.files import sha256_of
 from holdfast.recipes.schema import Recipe
 
-PATH_KEYS = ("source", "adapter", "tokenizer", "attacks")
+PATH_KEYS = ("source", "adapter", "tokenizer", "chat_template", "attacks")
 """Settings that may name a local file or folder, whose bytes then count."""
 FREE_KEYS = ("options",)
 """Settings of another program, in which any text may name a file."""

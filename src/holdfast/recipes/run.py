@@ -15,6 +15,7 @@ import holdfast
 from holdfast.core import runtime
 from holdfast.core.errors import ConfigError, HoldfastError, did_you_mean
 from holdfast.core.results import RunRecord, StepRecord
+from holdfast.recipes.failures import stopped
 from holdfast.recipes.fingerprint import step_fingerprint
 from holdfast.recipes.schema import Recipe
 from holdfast.recipes.steps import EXECUTORS, Context, Outcome, Progress
@@ -127,7 +128,10 @@ def _run_step(context: Context, fingerprint: str, record: RunRecord) -> RunRecor
         written("interrupted", Outcome(notes=("Stopped with Ctrl-C. " + UNFINISHED,)))
         raise
     except BaseException as problem:
-        written("failed", Outcome(notes=(f"{type(problem).__name__}: {problem}",)))
+        sentence = stopped(problem, context.step_id, step.do)
+        written("failed", Outcome(notes=(str(sentence or f"{type(problem).__name__}: {problem}"),)))
+        if sentence is not None:
+            raise sentence from problem
         raise
     return written("done", outcome)
 

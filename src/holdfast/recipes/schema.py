@@ -89,6 +89,14 @@ class TrainStep(TrainConfig):
             raise ValueError(f"'tokenizer: {{vocab_size: ...}}' and 'tokenizer: {TRAINED}' under 'model' go together")
         return self
 
+    @model_validator(mode="after")
+    def _validation_is_used(self) -> Self:
+        if self.validation and not self.evaluate_every:
+            raise ValueError("validation has no effect without evaluate_every; set it, or take validation out")
+        if self.evaluate_every and not self.validation:
+            raise ValueError("evaluate_every needs 'validation' rows")
+        return self
+
     def training(self) -> TrainConfig:
         """The training settings alone, as the loop wants them."""
         given = self.model_fields_set & set(TrainConfig.model_fields)

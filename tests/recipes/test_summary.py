@@ -1,0 +1,28 @@
+"""The sentence about a run says what moved, what did not, and with which intervals."""
+
+from holdfast.core.results import Metric, StepRecord
+from holdfast.recipes.summary import summarise
+
+
+def measured(step_id, value, low, high):
+    metric = Metric(name="utility/gsm8k/exact", value=value, n=100, k=round(100 * value), low=low, high=high)
+    return StepRecord(id=step_id, do="evaluate", config={}, metrics=(metric,), status="done")
+
+
+def sentence(after):
+    change = StepRecord(id="c", do="compare", config={"before": "a", "after": "b"}, status="done")
+    return summarise([measured("a", 0.2, 0.13, 0.29), measured("b", *after), change])
+
+
+def test_an_unchanged_figure_is_said_to_be_unchanged():
+    assert sentence((0.2, 0.13, 0.29)) == (
+        "b against a moved no figure beyond its interval: "
+        "left right answers on gsm8k unchanged at 20 % [13, 29] (n = 100)."
+    )
+
+
+def test_a_figure_that_moved_has_a_direction():
+    assert sentence((0.5, 0.4, 0.6)) == (
+        "b against a raised right answers on gsm8k from 20 % [13, 29] to 50 % [40, 60] (n = 100)."
+    )
+    assert "lowered right answers on gsm8k from 20 % [13, 29] to 1 % [0, 5]" in sentence((0.01, 0.0, 0.05))
