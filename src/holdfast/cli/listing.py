@@ -125,7 +125,13 @@ def _settings() -> dict[str, type[Config]]:
     from holdfast.recipes.schema import STEP_TYPES, Recipe
     from holdfast.training.config import LoraConfig
 
-    parts = {"recipe": Recipe, "task": TaskConfig, "source": SourceConfig, "model": ModelConfig, "lora": LoraConfig}
+    parts: dict[str, type[Config]] = {
+        "recipe": Recipe,
+        "task": TaskConfig,
+        "source": SourceConfig,
+        "model": ModelConfig,
+        "lora": LoraConfig,
+    }
     return {**STEP_TYPES, **parts, "classifier": ClassifierJudge, "chat": ChatJudge}
 
 
