@@ -43,7 +43,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"params": "lora", "lora": {"dropout": 0.3}}, {"packing": True}, {"precision": "bf16"}, {"optimizer": "sgd"}],
+    [
+        {},
+        {"params": "lora", "lora": {"dropout": 0.3}},
+        {"packing": True},
+        {"precision": "bf16"},
+        {"optimizer": "sgd"},
+        {"optimizer": "muon"},
+    ],
     ids=str,
 )
 def test_a_run_stopped_in_the_middle_and_resumed_equals_the_whole_bit_for_bit(

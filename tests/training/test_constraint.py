@@ -13,7 +13,7 @@ from holdfast.core.errors import LayerError
 from holdfast.training.constraint import Shadows
 from holdfast.training.loop import train
 
-OPTIMIZERS = ("adamw", "amsgrad", "sgd", "adafactor")
+OPTIMIZERS = ("adamw", "muon", "amsgrad", "sgd", "adafactor")
 
 
 def start() -> dict[str, Tensor]:

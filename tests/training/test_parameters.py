@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from holdfast.core.errors import ConfigError, LayerError, MissingExtra
 from holdfast.training.config import TrainConfig
 from holdfast.training.loop import train
-from holdfast.training.parameters import learning_rate_factor, make_optimizer, make_trainable
+from holdfast.training.parameters import block_matrices, learning_rate_factor, make_optimizer, make_trainable
 
 LORA = {"params": "lora", "learning_rate": 1e-2, "lora": {"rank": 4, "alpha": 8}}
 IDS = torch.arange(20, 60)[None]
@@ -133,3 +133,17 @@ def test_epochs_are_turned_into_steps(tmp_path: Path) -> None:
 def test_keys_without_effect_are_refused(keys: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         TrainConfig.model_validate(keys)
+
+
+def test_muon_takes_the_matrices_of_linear_layers_and_nothing_else() -> None:
+    model = tiny("llama").model
+    optimizer = make_optimizer(dict(model.named_parameters()), config(optimizer="muon"), block_matrices(model))
+    matrices, rest = optimizer.param_groups
+    inside = {id(p) for n, p in model.named_parameters() if "_proj" in n}
+    assert {id(p) for p in matrices["params"]} == inside
+    assert {id(p) for p in rest["params"]} == {id(p) for p in model.parameters()} - inside
+
+
+def test_muon_without_a_matrix_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs weight matrices"):
+        make_optimizer({"scale": torch.nn.Parameter(torch.ones(3))}, config(optimizer="muon"))

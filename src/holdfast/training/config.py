@@ -51,8 +51,9 @@ class TrainConfig(Config):
     """What happens to longer rows; dropped rows are counted in the result's notes."""
     packing: bool = False
     """Put several rows on one line of ``max_length`` tokens; no row attends to another."""
-    optimizer: Literal["adamw", "amsgrad", "sgd", "adafactor"] = "adamw"
-    """The optimizer; ``amsgrad`` is AdamW with the AMSGrad maximum, ``sgd`` has momentum 0.9."""
+    optimizer: Literal["adamw", "muon", "amsgrad", "sgd", "adafactor"] = "adamw"
+    """The optimizer; ``muon`` is Muon for the matrices of linear layers and AdamW for the rest, ``amsgrad`` is AdamW
+    with the AMSGrad maximum, ``sgd`` has momentum 0.9."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay of matrices; biases and norms are not decayed."""
     beta2: float = Field(0.999, gt=0, lt=1)

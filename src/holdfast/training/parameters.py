@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from holdfast.core.errors import ConfigError, LayerError, MissingExtra, did_you_mean
+from holdfast.training.muon import MuonAdamW
 
 if TYPE_CHECKING:
     from holdfast.training.config import LoraConfig, TrainConfig
@@ -81,8 +82,27 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
             raise LayerError(f"no layer matches {target!r} in {type(model).__name__}. {did_you_mean(target, kinds)}")
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer over named parameters; weight decay on matrices only."""
+def block_matrices(model: nn.Module) -> frozenset[str]:
+    """Names of the weight matrices of linear layers, the output head left out: what Muon is for."""
+    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    head = bare.get_output_embeddings() if hasattr(bare, "get_output_embeddings") else None
+    linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    return frozenset(name for name, p in model.named_parameters() if name in linear and p.requires_grad)
+
+
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: TrainConfig, matrices: frozenset[str] = frozenset()
+) -> torch.optim.Optimizer:
+    """The optimizer over named parameters; weight decay on matrices only. ``matrices`` are the names Muon may take."""
+    if config.optimizer == "muon":
+        chosen = [p for name, p in parameters.items() if name in matrices]
+        if not chosen:
+            raise ConfigError("optimizer: muon needs weight matrices of linear layers: got none. Do: set adamw.")
+        rest = [p for name, p in parameters.items() if name not in matrices]
+        others = [{"params": rest, "weight_decay": 0.0}] if rest else []
+        return MuonAdamW(
+            chosen, others, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, config.beta2)
+        )
     decayed = [p for p in parameters.values() if p.ndim >= 2]
     plain = [p for p in parameters.values() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -21,7 +21,7 @@ from holdfast.training import gates
 from holdfast.training.config import TrainConfig
 from holdfast.training.constraint import Constraint, Shadows
 from holdfast.training.objective import Objective
-from holdfast.training.parameters import learning_rate_factor, make_optimizer
+from holdfast.training.parameters import block_matrices, learning_rate_factor, make_optimizer
 
 _LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -64,7 +64,8 @@ class Stepper:
         self._world = accelerator.num_processes
         self.shadows = Shadows(model, constraint)
         self._parameters = self.shadows.parameters(model)
-        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(self._parameters, config))
+        optimizer = make_optimizer(self._parameters, config, block_matrices(model))
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self._device = next(model.parameters()).device
         self.model.train()
         self.tokens = 0.0
