@@ -82,10 +82,9 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
             raise LayerError(f"no layer matches {target!r} in {type(model).__name__}. {did_you_mean(target, kinds)}")
 
 
-def block_matrices(model: nn.Module) -> frozenset[str]:
+def block_matrices(model: Any) -> frozenset[str]:
     """Names of the weight matrices of linear layers, the output head left out: what Muon is for."""
-    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    head = bare.get_output_embeddings() if hasattr(bare, "get_output_embeddings") else None
+    head = model.get_output_embeddings()
     linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     return frozenset(name for name, p in model.named_parameters() if name in linear and p.requires_grad)
 
