@@ -36,16 +36,16 @@ tokens, and one row of steps or sums weighs as much as eight operations on words
 
 ALIGNMENT: Mapping[str, float] = {
     "requests/harmful": 0.15,
-    "jailbreak": 0.14,
-    "requests/benign": 0.11,
-    "requests/lookalike": 0.05,
+    "jailbreak": 0.13,
+    "requests/benign": 0.13,
+    "requests/lookalike": 0.06,
     "jailbreak/benign": 0.08,
-    "arithmetic": 0.07,
-    "passages": 0.11,
-    "textops": 0.14,
-    "injection/clean": 0.05,
-    "choice": 0.06,
-    "programs": 0.04,
+    "arithmetic": 0.12,
+    "passages": 0.10,
+    "textops": 0.10,
+    "injection/clean": 0.03,
+    "choice": 0.05,
+    "programs": 0.05,
 }
 """Share of each family in the alignment stage: wrappers on harmful and on safe requests, so that neither a wrapper nor
 a word is the cue to refuse."""
