@@ -22,7 +22,7 @@ demo: $(READY) ## measure the lab model, fine-tune it, measure again, report (ab
 	$(BIN)/holdfast run recipes/quickstart.yaml -o runs/quickstart --resume
 
 test: $(READY) ## the default tests: CPU, offline, under eight minutes
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
 test-slow: $(READY) ## the tests marked slow, and those against peer tools
 	$(BIN)/pytest -m "slow or peers"
