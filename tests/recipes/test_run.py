@@ -11,6 +11,7 @@ from holdfast.core.files import sha256_of
 from holdfast.core.results import RunRecord
 from holdfast.recipes.run import Choice, run_recipe
 from holdfast.recipes.schema import parse_recipe, quickened
+from holdfast.recipes.steps import resolve_model
 from holdfast.training.trackers import Log
 
 NEW = {
@@ -118,6 +119,17 @@ def test_an_adapter_on_an_adapter_is_measured_with_both(run):
     assert (out / "again" / "base" / "config.json").is_file()
     assert not (out / "tuned" / "base").exists()
     assert record.steps[4].model_name == "again"
+
+
+def test_a_trained_model_is_run_where_its_base_was_unless_the_step_says(tmp_path):
+    pinned = {**BASE, "model": {**NEW, "device": "cpu"}}
+    other = {**MEASURE, "model": {"source": "base", "device": "cuda"}}
+    plan = parse_recipe(
+        {"name": "x", "steps": {"base": pinned, "same": {**MEASURE, "model": "base"}, "other": other}}, "x"
+    )
+    found = {name: resolve_model(plan, name, tmp_path) for name in ("same", "other")}
+    assert {name: config.device for name, config in found.items()} == {"same": "cpu", "other": "cuda"}
+    assert {config.source for config in found.values()} == {str(tmp_path / "base" / "model")}
 
 
 def test_a_comparison_is_paired_and_its_summary_is_a_sentence(run):

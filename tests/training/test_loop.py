@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from holdfast.core.errors import ConfigError, DataError, MissingExtra, NumericsError
 from holdfast.data.batches import Batch
 from holdfast.data.examples import Example, Message
+from holdfast.models.chat import ChatFormat
+from holdfast.models.load import ModelConfig, load_model
 from holdfast.training.loop import train
 from holdfast.training.objective import NextToken, Term
 
@@ -83,6 +86,17 @@ def test_result_is_a_plain_hugging_face_folder_with_the_chat_template(tmp_path: 
     ids = torch.tensor([tokenizer("kelp holds").input_ids])
     with torch.no_grad():
         assert torch.equal(stock(ids).logits, result.model.model(ids).logits)
+
+
+def test_the_result_has_the_template_it_was_trained_with(tmp_path: Path) -> None:
+    start = tiny("llama")
+    bare = byte_tokenizer(chat_template=None)
+    loaded = replace(start, tokenizer=bare, chat=ChatFormat(bare, "plain"))
+    result = train(loaded, examples(8), config(steps=1), out=tmp_path)
+    again = load_model(ModelConfig(source=str(result.folder)))
+    assert again.chat.fingerprint == loaded.chat.fingerprint
+    assert again.chat.training(examples(1)[0]) == loaded.chat.training(examples(1)[0])
+    assert bare.chat_template is None
 
 
 def test_a_bf16_model_is_trained_in_float32_and_saved_in_bf16(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -40,6 +41,14 @@ class LoadedModel:
     """SHA-256 over configuration, weights and adapter, or over the recipe of a new model."""
     notes: tuple[str, ...] = ()
     """Sentences for the reader of a report about how it was loaded."""
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer with the chat template that is in use, so that ``folder`` is read as this model was."""
+        kept = copy.deepcopy(self.tokenizer)
+        own = kept.chat_template
+        if (own.get("default") if isinstance(own, dict) else own) != self.chat.template.source:
+            kept.chat_template = self.chat.template.source
+        kept.save_pretrained(folder)
 
 
 def load_model(config: ModelConfig) -> LoadedModel:

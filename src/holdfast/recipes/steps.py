@@ -24,6 +24,8 @@ MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 BASE_FOLDER = "base"
 """What an adapter stands on, where that is itself a merge of an earlier adapter."""
 TOKENIZER_FOLDER = "tokenizer"
+KEPT = ("device", "trust_remote_code")
+"""Settings of a model that also hold for the folder that training makes of it."""
 LOG_FILE = "log.jsonl"
 HARMFUL_CHARACTERS, SHOWN_CHARACTERS = 60, 600
 """How much of a harmful prompt, and of any other text, a report may show."""
@@ -83,7 +85,7 @@ class Outcome:
 def resolve_model(recipe: Recipe, step_id: str, out: Path) -> ModelConfig:
     """The model a step starts from, with a step's id replaced by the folder that step wrote.
 
-    An adapter is put on the model it was trained on.
+    An adapter is put on the model it was trained on; a trained model is run where its base was, unless the step says.
     """
     wanted = recipe.model_of(step_id)
     if wanted.tokenizer == TRAINED:
@@ -91,11 +93,12 @@ def resolve_model(recipe: Recipe, step_id: str, out: Path) -> ModelConfig:
     if wanted.source not in recipe.steps:
         return wanted
     step_folder = out / wanted.source
-    if not (step_folder / ADAPTER_FOLDER).exists():
-        return wanted.model_copy(update={"source": str(step_folder / MODEL_FOLDER)})
-    merged = step_folder / BASE_FOLDER
     base = resolve_model(recipe, wanted.source, out)
     explicit = {name: getattr(wanted, name) for name in wanted.model_fields_set}
+    if not (step_folder / ADAPTER_FOLDER).exists():
+        kept = {name: getattr(base, name) for name in KEPT} | explicit
+        return wanted.model_copy(update=kept | {"source": str(step_folder / MODEL_FOLDER)})
+    merged = step_folder / BASE_FOLDER
     source = str(merged) if merged.exists() else base.source
     return base.model_copy(update=explicit | {"source": source, "adapter": str(step_folder / ADAPTER_FOLDER)})
 
@@ -145,7 +148,7 @@ def _keep_base(context: Context, loaded: LoadedModel) -> None:
     """Save the model that this step's adapter will stand on, because it holds an earlier adapter merged in."""
     with folder_atomically(context.folder / BASE_FOLDER) as fresh:
         loaded.model.save_pretrained(fresh)
-        loaded.tokenizer.save_pretrained(fresh)
+        loaded.save_tokenizer(fresh)
 
 
 def _new_tokenizer(context: Context, settings: NewTokenizer, rows: list[Example]) -> None:

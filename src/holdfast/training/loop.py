@@ -270,7 +270,7 @@ class _Run:
         if self.main:
             with checkpoints.saving(folder) as fresh, quiet():
                 self.bare.save_pretrained(fresh)
-                self.loaded.tokenizer.save_pretrained(fresh)
+                self.loaded.save_tokenizer(fresh)
         self.accelerator.wait_for_everyone()
         fingerprint = hashlib.sha256(f"{self.fingerprint}/{done}".encode()).hexdigest()
         model = replace(self.loaded, model=self.bare, source=str(folder), fingerprint=fingerprint)
