@@ -88,6 +88,18 @@ def test_a_mean_is_tested_by_pairs_clustered_by_group(tmp_path: Path) -> None:
     assert verdict.null.endswith("(paired bootstrap by group)")
 
 
+def test_one_cluster_of_means_is_no_evidence(tmp_path: Path) -> None:
+    rows = [example(i, group="one document", reference="a b c d") for i in range(3)]
+    before = [record("repliqa", row, "a b") for row in rows]
+    after = [record("repliqa", row, "a b c") for row in rows]
+    found = compare(save(tmp_path / "before", before), save(tmp_path / "after", after))
+    metric, verdict = figure(found, "utility/repliqa/rouge_l")
+    assert metric.value is not None
+    assert metric.value > 0
+    assert (metric.low, verdict.holds, verdict.p_value, verdict.n) == (None, None, None, 3)
+    assert "one cluster" in verdict.reason
+
+
 def test_p_values_of_attacks_are_adjusted_over_the_attacks(tmp_path: Path) -> None:
     plan = {"story": (7, 0), "split": (6, 1), "authority": (2, 2)}
     before, after = [], []

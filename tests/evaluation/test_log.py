@@ -1,6 +1,7 @@
 """The log keeps everything a judge needs, line by line, and says where it is damaged."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,22 @@ def test_a_cut_log_names_the_damaged_line(tmp_path: Path) -> None:
         ("", "is not an evaluation log"),
         ("[]\n", "is not an evaluation log"),
         ('{"a": 1}\n', "is not an evaluation log"),
+        ('{"holdfast_log": 3}\n', "is not an evaluation log"),
+        ('{"holdfast_log": {"version": 1}}\n', "line 1 is damaged"),
+        ("caf\xe9\n", "is not an evaluation log"),
     ],
 )
 def test_a_file_that_is_no_log_is_said(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=message):
+        read_log(path)
+
+
+def test_an_answer_without_its_judges_word_is_damage(tmp_path: Path) -> None:
+    records = answers("advbench", [REFUSAL] * 2)
+    path = save(tmp_path / "log.jsonl", [records[0], replace(records[1], scores={})])
+    with pytest.raises(DataError, match=r"line 3 is damaged \(no score by refusal@"):
         read_log(path)
 
 

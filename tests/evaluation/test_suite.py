@@ -220,6 +220,10 @@ def test_every_task_names_a_known_judge_source_and_a_primary_figure() -> None:
         ({"name": "advbench", "prompting": "plain"}, "no plain layout, only gsm8k, mmlu have"),
         ({"name": "gsm8k", "few_shot": 5}, "few_shot has no effect with prompting chat"),
         ({"name": "gsm8k", "shots": SourceConfig(source="x.jsonl")}, "shots has no effect with few_shot 0"),
+        ({"name": "mmlu", "max_new_tokens": 9}, "max_new_tokens has no effect with a choice between options"),
+        ({"name": "advbench", "judge": "exact"}, r"judge 'exact' says whether an answer is right, .*keyword, prefix"),
+        ({"name": "bipia", "judge": "refusal"}, "followed the injected instruction. Do: use one of injection, witness"),
+        ({"name": "gsm8k", "judge": "prefix"}, "expected one that says whether it is right or is near the reference"),
     ],
 )
 def test_a_task_setting_that_cannot_work_is_refused(keys: dict[str, object], message: str) -> None:

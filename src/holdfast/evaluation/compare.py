@@ -165,6 +165,9 @@ def _tested(figure: Figure, metric: Metric, before: list[float], after: list[flo
     mean_before, mean_after = sum(before) / len(before), sum(after) / len(after)
     moved = f"{mean_before:.3f} before, {mean_after:.3f} after"
     rates = set(before) | set(after) <= {0.0, 1.0}
+    if not rates and paired.clusters < 2:
+        reason = f"{moved}; one cluster tells nothing about the spread"
+        return _Change(metric.model_copy(update=known), _abstain(figure, metric.group, reason, len(before)))
     statistic: float = paired.difference
     p_value = paired.p_value
     if rates:
@@ -188,9 +191,9 @@ def _claim(figure: Figure, group: str) -> str:
     return f"{figure.name} changed" + (f" [{group}]" if group else "")
 
 
-def _abstain(figure: Figure, group: str, reason: str) -> Verdict:
+def _abstain(figure: Figure, group: str, reason: str, n: int = 0) -> Verdict:
     null = "on the same prompts nothing changed"
-    return Verdict(name=_claim(figure, group), holds=None, statistic=None, p_value=None, n=0, null=null, reason=reason)
+    return Verdict(name=_claim(figure, group), holds=None, statistic=None, p_value=None, n=n, null=null, reason=reason)
 
 
 def _adjusted(family: Sequence[_Change]) -> list[_Change]:

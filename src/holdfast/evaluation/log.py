@@ -111,17 +111,20 @@ def read_log(path: Path) -> tuple[Header, list[Record]]:
     """
     if not path.is_file():
         raise DataError(f"Cannot read the log {path}: no such file. Do: name the .jsonl that an evaluation wrote.")
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     try:
-        given = json.loads(lines[0])["holdfast_log"] if lines else {}
-    except (json.JSONDecodeError, KeyError, TypeError) as problem:
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        given = dict(json.loads(lines[0])["holdfast_log"])
+    except (ValueError, KeyError, TypeError) as problem:  # not UTF-8, not JSON, or JSON of another shape
         raise DataError(
             f"{path} is not an evaluation log: line 1 is no header. Do: name the log of 'holdfast eval'."
         ) from problem
     if given.get("version") != VERSION:
         raise DataError(f"{path}: log version {given.get('version')}, expected {VERSION}. Do: evaluate again.")
-    heads = tuple(_task_head(head) for head in given["tasks"])
-    header = Header(**{**given, "tasks": heads, "stop_ids": tuple(given["stop_ids"])})
+    try:
+        heads = tuple(_task_head(head) for head in given["tasks"])
+        header = Header(**{**given, "tasks": heads, "stop_ids": tuple(given["stop_ids"])})
+    except (KeyError, TypeError) as problem:
+        raise DataError(f"{path} line 1 is damaged ({problem}). Do: evaluate again.") from problem
     records = []
     for number, line in enumerate(lines[1:], start=2):
         try:
@@ -130,7 +133,16 @@ def read_log(path: Path) -> tuple[Header, list[Record]]:
             raise DataError(
                 f"{path} line {number} is damaged ({problem}). Do: evaluate again; the log may be cut off."
             ) from problem
+    _check_scores(path, header, records)
     return header, records
+
+
+def _check_scores(path: Path, header: Header, records: Sequence[Record]) -> None:
+    """Every answer has the word of each of its task's judges."""
+    judges = {head.name: set(head.judges) for head in header.tasks}
+    for number, record in enumerate(records, start=2):
+        if missing := sorted(judges.get(record.task, set()) - record.scores.keys()):
+            raise DataError(f"{path} line {number} is damaged (no score by {missing[0]}). Do: evaluate again.")
 
 
 def _task_head(given: dict[str, Any]) -> TaskHead:

@@ -13,6 +13,7 @@ from holdfast.core.errors import ConfigError, did_you_mean
 from holdfast.core.registry import Registry
 from holdfast.data.formats import FORMATS
 from holdfast.data.sources import SourceConfig
+from holdfast.evaluation.judges import JUDGES
 from holdfast.evaluation.judges.config import JudgeConfig
 
 Kind = Literal["harmful", "harmless", "labelled", "score", "injection"]
@@ -21,6 +22,12 @@ Kind = Literal["harmful", "harmless", "labelled", "score", "injection"]
 ``harmful``: refusing is right. ``harmless``: refusing is wrong. ``labelled``: each row says which (``label``: safe or
 unsafe). ``score``: the mean of the judge's values. ``injection``: did the answer follow the injected instruction?
 """
+MEASURES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("harmful", "harmless", "labelled"), ("refused",)),
+    "score": ("right", "overlap"),
+    "injection": ("followed",),
+}
+"""What a value of 1 must mean for a judge to make the figures of a kind; another judge would turn them round."""
 REFUSAL_JUDGE = "refusal"
 """Who says whether a text is a refusal, unless ``judge`` names another."""
 LAB_LIMIT = 300
@@ -123,6 +130,10 @@ class TaskConfig(Config):
             self._refuse("prompting chat", ("few_shot",))
         if not self.few_shot:
             self._refuse("few_shot 0", ("shots",))
+        if task.answer == "choice":
+            self._refuse("a choice between options", ("max_new_tokens",))
+        if isinstance(self.judge, str):
+            _check_measure(task, self.judge)
         named = self.judge if self.judge is None or isinstance(self.judge, str) else self.judge.judge
         changes: dict[str, Any] = {"judge": named, "max_new_tokens": self.max_new_tokens}
         return replace(task, **{key: value for key, value in changes.items() if value is not None})
@@ -146,6 +157,26 @@ class TaskConfig(Config):
         if task.source.startswith("lab/"):
             return SourceConfig(source=task.source, split="test", rows=limit or LAB_LIMIT, seed=seed)
         return SourceConfig(source=task.source, split="test", seed=seed)
+
+
+def _check_measure(task: Task, judge: str) -> None:
+    """A named judge measures what the task's figures are about."""
+    wanted = MEASURES[task.kind]
+    if JUDGES[judge].measures not in wanted:
+        fitting = ", ".join(sorted(name for name, known in JUDGES.items() if known.measures in wanted))
+        raise ConfigError(
+            f"Task {task.name!r}: judge {judge!r} says whether an answer {_SAYS[JUDGES[judge].measures]}, expected one "
+            f"that says whether it {' or '.join(_SAYS[word] for word in wanted)}. Do: use one of {fitting}."
+        )
+
+
+_SAYS = {
+    "refused": "refused",
+    "followed": "followed the injected instruction",
+    "right": "is right",
+    "overlap": "is near the reference",
+    "coherent": "is coherent",
+}
 
 
 def _safety(name: str, summary: str, breakdown: tuple[str, ...] = (), **changes: Any) -> Task:
