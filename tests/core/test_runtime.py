@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from holdfast.core import runtime
-from holdfast.core.errors import ConfigError
 
 
 def test_one_seed_seeds_every_generator() -> None:
@@ -20,12 +19,6 @@ def test_one_seed_seeds_every_generator() -> None:
     assert draw() == first
     runtime.seed_everything(8)
     assert draw() != first
-
-
-def test_an_unknown_device_is_one_sentence() -> None:
-    assert runtime.pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ConfigError, match="Cannot use device 'cdua'"):
-        runtime.pick_device("cdua")
 
 
 def test_peak_memory_counts_what_was_held() -> None:
@@ -53,7 +46,7 @@ def test_git_says_commit_and_dirty_and_nothing_outside_a_repository(
     assert runtime.git_commit() == git("rev-parse", "HEAD") + "-dirty"
 
 
-def test_environment_names_the_packages_that_change_results() -> None:
-    found = runtime.environment()
-    assert set(found) == {"git", "packages", "device"}
-    assert {"python", *runtime.PACKAGES} == set(found["packages"])
+def test_versions_are_those_of_the_packages_that_change_results() -> None:
+    found = runtime.package_versions()
+    assert {"python", *runtime.PACKAGES} == set(found)
+    assert found["torch"] == torch.__version__

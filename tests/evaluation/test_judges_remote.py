@@ -82,6 +82,12 @@ class Handler(BaseHTTPRequestHandler):
         if "fail" in answer:
             self.send_error(500)
             return
+        if "cut" in answer:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"choices"')
+            return
         content = "perhaps" if "vague" in answer else json.dumps({"verdict": int("sorry" in answer)})
         text = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
         self.send_response(200)
@@ -105,10 +111,10 @@ def server():
 
 def test_chat_judge_keeps_order_and_counts_failures_as_null(server):
     judge = build_judge(ChatJudge(judge="chat", url=server, model="grader"))
-    scores = judge.judge([Sample(ROW, text) for text in ["sorry no", "take a cup", "", "vague", "fail now"]])
+    scores = judge.judge([Sample(ROW, text) for text in ["sorry no", "take a cup", "", "vague", "fail now", "cut off"]])
     assert judge.name == "chat/grader@1"
-    assert [score.value for score in scores] == [1.0, 0.0, None, None, None]
-    assert [score.outcome for score in scores] == ["yes", "no", INVALID, FAILED, FAILED]
+    assert [score.value for score in scores] == [1.0, 0.0, None, None, None, None]
+    assert [score.outcome for score in scores] == ["yes", "no", INVALID, FAILED, FAILED, FAILED]
     assert "500" in scores[4].reason
 
 

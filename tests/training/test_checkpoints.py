@@ -168,9 +168,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     run(tmp_path, SETTINGS)
     file = tmp_path / "checkpoints" / "step-00000006" / checkpoints.STATE
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(DataError, match="Cannot read checkpoint"):
-        run(tmp_path, SETTINGS, resume=True)
+    for damaged in (file.read_bytes()[:1000], b"not what it was"):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match="Cannot read checkpoint"):
+            run(tmp_path, SETTINGS, resume=True)
 
 
 def test_stopping_early_is_resumed_as_stopped(tmp_path: Path) -> None:

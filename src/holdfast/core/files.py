@@ -37,20 +37,20 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     """Yield an empty neighbour folder; on success it replaces ``path``, on any failure ``path`` stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    old = path.with_name(f".{path.name}.old")
     try:
         yield fresh
-        old = None
+        os.chmod(fresh, 0o755)
         if path.exists():
-            old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old)
-        os.chmod(fresh, 0o755)
         os.replace(fresh, path)
-        if old is not None:
-            shutil.rmtree(old)
     except BaseException:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

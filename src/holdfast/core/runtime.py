@@ -9,12 +9,6 @@ import random
 import resource
 import subprocess
 import sys
-from typing import TYPE_CHECKING
-
-from holdfast.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "safetensors")
 """The packages whose versions can change a result."""
@@ -28,27 +22,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA, else Apple's MPS, else the CPU; any other name is taken as it stands.
-
-    Raises:
-        ConfigError: the device does not exist on this machine.
-    """
-    import torch
-
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as problem:
-        first = str(problem).splitlines()[0]
-        raise ConfigError(f"Cannot use device {name!r}: {first}. Do: use 'auto', 'cpu' or 'cuda:0'.") from problem
-    return device
 
 
 def peak_bytes() -> int:
@@ -88,8 +61,3 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads"
-
-
-def environment() -> dict[str, object]:
-    """What `RunRecord` keeps: ``git`` (str), ``packages`` (name to version), ``device`` (str)."""
-    return {"git": git_commit(), "packages": package_versions(), "device": device_name()}

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def load(path: Path, fingerprint: str, world: int) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError) as problem:
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as problem:
         first = str(problem).splitlines()[0]
         raise DataError(f"Cannot read checkpoint {path}: {first}. Do: remove the folder and resume again.") from problem
     if state["fingerprint"] != fingerprint:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +80,7 @@ def _ask(endpoint: Endpoint, question: str, sample: Sample) -> Score:
     try:
         with urllib.request.urlopen(request, timeout=endpoint.seconds) as response:
             reply = json.loads(response.read())
-    except (urllib.error.URLError, OSError, ValueError) as problem:
+    except (OSError, ValueError, http.client.HTTPException) as problem:
         return Score(None, FAILED, f"{type(problem).__name__}: {problem}"[:200])
     return read_verdict(reply)
 

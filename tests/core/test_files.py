@@ -1,0 +1,72 @@
+"""Files and folders are whole or as they were, whenever the writing stops."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from holdfast.core import files
+
+
+def folder(path: Path, text: str) -> None:
+    with files.folder_atomically(path) as fresh:
+        (fresh / "note").write_text(text)
+
+
+def names(path: Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir())
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    folder(tmp_path / "model", "first")
+    folder(tmp_path / "model", "second")
+    assert (tmp_path / "model" / "note").read_text() == "second"
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("rename", [1, 2])
+def test_a_folder_stays_as_it_was_when_a_rename_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rename: int, stop: BaseException
+) -> None:
+    folder(tmp_path / "model", "first")
+    replace, calls = os.replace, []
+
+    def stopped(source: object, target: object) -> None:
+        calls.append(source)
+        if len(calls) == rename:
+            raise stop
+        replace(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(type(stop)):
+        folder(tmp_path / "model", "second")
+    assert (tmp_path / "model" / "note").read_text() == "first"
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_folder_that_fails_while_it_is_written_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), files.folder_atomically(tmp_path / "model") as fresh:
+        (fresh / "missing").read_text()
+    assert names(tmp_path) == []
+
+
+def test_a_file_stays_as_it_was_when_its_rename_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "run.json"
+    files.write_atomically(file, "first")
+
+    def stopped(source: object, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(OSError, match="No space left on device") as found:
+        files.write_atomically(file, "second")
+    assert (found.value.filename, file.read_text(), names(tmp_path)) == (str(file), "first", ["run.json"])
+
+
+def test_the_hash_of_a_folder_follows_names_and_bytes(tmp_path: Path) -> None:
+    folder(tmp_path / "a", "x")
+    folder(tmp_path / "b", "x")
+    assert files.sha256_of(tmp_path / "a") == files.sha256_of(tmp_path / "b")
+    (tmp_path / "b" / "note").rename(tmp_path / "b" / "other")
+    assert files.sha256_of(tmp_path / "a") != files.sha256_of(tmp_path / "b")
