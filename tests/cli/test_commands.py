@@ -98,6 +98,8 @@ def test_list_imports_no_torch():
         (["report", "/nowhere"], "no run.json there"),
         (["eval"], "No model was named"),
         (["eval", "lab", "--rescore", "x"], "--rescore reads a log and uses no model"),
+        (["eval", "--rescore", "x", "--limit", "3"], "--limit has no effect with --rescore"),
+        (["run", "quickstart", "--only", "tuned", "--from", "after"], "--only and --from exclude each other"),
         (["eval", "lab", "--suite", "safty"], "Did you mean 'safety'?"),
         (["eval", "lab", "--task", "gsm8"], "Did you mean 'gsm8k'?"),
         (["eval", "lab", "--data", "rows.jsonl"], "--data needs one --task"),

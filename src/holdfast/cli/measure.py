@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,10 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     if rescore is not None:
         if model:
             raise ConfigError(f"--rescore reads a log and uses no model: got {model!r}. Do: give one of them.")
+        words = {"--suite": suite, "--task": task, "--data": data, "--format": format_, "--judge": judge}
+        words |= {"--adapter": adapter, "--limit": limit, "--out": out, "--seed": seed}
+        words |= {"--batch-size": batch_size != 16, "--harness": harness != "native"}
+        _refuse_with_rescore(words)
         from holdfast.evaluation.suite import rescore as make_again
 
         _print_metrics(make_again(rescore), as_json)
@@ -66,6 +71,15 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     _print_metrics(record.steps[-1].metrics, as_json)
     if out is not None:
         say(f"Report: {out / 'report.html'}")
+
+
+def _refuse_with_rescore(words: Mapping[str, object]) -> None:
+    """A log has its rows, judges and seed already, so other options would do nothing."""
+    unused = [word for word, value in words.items() if value]
+    if unused:
+        raise ConfigError(
+            f"{unused[0]} has no effect with --rescore, which makes a log's own figures. Do: take it out."
+        )
 
 
 def _tasks(names: list[str], data: str, format_: str, judge: Any) -> list[Any]:

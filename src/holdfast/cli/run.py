@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli.output import Ticker, print_json, say, size
+from holdfast.core.errors import ConfigError
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
 Overrides = Annotated[
@@ -32,6 +33,10 @@ def run(
     from holdfast.recipes.run import Choice, run_recipe
     from holdfast.recipes.schema import load_recipe
 
+    if only and start_from:
+        raise ConfigError(
+            f"--only and --from exclude each other: got {only!r} and {start_from!r}. Do: give one of them."
+        )
     path = find_recipe(recipe)
     chosen = load_recipe(path, overrides or (), quick=quick)
     estimate(chosen, path.name)  # every file that is missing or damaged is found before the first step, not after hours
