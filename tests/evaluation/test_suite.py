@@ -13,6 +13,7 @@ from holdfast.core.results import Metric
 from holdfast.data.examples import Example, Message
 from holdfast.data.sources import SourceConfig
 from holdfast.evaluation.judges import FAILED, JUDGES, Judge, Score
+from holdfast.evaluation.measures import figures as figures_of
 from holdfast.evaluation.suite import evaluate, rescore
 from holdfast.evaluation.tasks import LAB_LIMIT, SUITES, TASKS, TaskConfig, choose_tasks
 
@@ -211,6 +212,7 @@ def test_every_task_names_a_known_judge_source_and_a_primary_figure() -> None:
         config = TaskConfig(name=task.name).rows(None, 0)
         assert config.rows == (LAB_LIMIT if task.name.startswith("lab/") else None)
         assert task.primary.rsplit("/", 1)[1] == task.metric
+        assert (figures_of(task)[0].name, figures_of(task)[0].higher_is_better) == (task.primary, task.higher_is_better)
 
 
 @pytest.mark.parametrize(

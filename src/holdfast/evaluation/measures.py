@@ -38,13 +38,14 @@ class Figure:
 def figures(task: Task) -> tuple[Figure, ...]:
     """Every figure of a task, the primary one first."""
     base = f"{task.suite}/{task.name}"
-    return {
+    made = {
         "harmful": _harmful,
         "harmless": _harmless,
         "labelled": _labelled,
         "score": _scored,
         "injection": _injected,
     }[task.kind](base, task)
+    return tuple(sorted(made, key=lambda figure: figure.name != task.primary))
 
 
 def _judged(hit: Callable[[Score], bool]) -> Callable[[Score], float | None]:
