@@ -48,7 +48,13 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     if rescore is not None:
         if model:
             raise ConfigError(f"--rescore reads a log and uses no model: got {model!r}. Do: give one of them.")
-        words = {"--suite": suite, "--task": task, "--data": data, "--format": format_, "--judge": judge}
+        words: dict[str, object] = {
+            "--suite": suite,
+            "--task": task,
+            "--data": data,
+            "--format": format_,
+            "--judge": judge,
+        }
         words |= {"--adapter": adapter, "--limit": limit, "--out": out, "--seed": seed}
         words |= {"--batch-size": batch_size != 16, "--harness": harness != "native"}
         _refuse_with_rescore(words)
