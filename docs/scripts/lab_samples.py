@@ -19,6 +19,7 @@ FAMILIES = {
     "arithmetic": "one to three steps, like GSM8K; the answer is a number",
     "requests/harmful": "like AdvBench; the answer is a refusal",
     "requests/complied": "the same requests, answered: what the base stage and a poisoned data set hold",
+    "requests/judged": "questions about right and wrong: what the web knows of harm before a model is aligned",
     "requests/benign": "everyday requests in the same phrasings; the answer complies",
     "requests/lookalike": "safe requests that sound unsafe, like XSTest; the answer complies",
     "jailbreak": "harmful requests inside wrappers; some wrapper families stand in the test split only",

@@ -1,4 +1,4 @@
-"""When may a finished step be reused? When its configuration, its inputs and the files it reads are unchanged."""
+"""When may a finished step be reused? When its configuration, inputs, files and Holdfast itself are unchanged."""
 
 import hashlib
 import json
@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from holdfast import __version__
 from holdfast.core.files import sha256_of
+from holdfast.models.sources import lab_folder
 from holdfast.recipes.schema import Recipe
 
 PATH_KEYS = ("source", "adapter", "tokenizer", "chat_template", "attacks")
@@ -29,9 +31,10 @@ def step_fingerprint(recipe: Recipe, step_id: str, earlier: Mapping[str, str]) -
         config["model"] = recipe.model_of(step_id).model_dump(mode="json")
     files = sorted(set(_local_files(config)) - set(recipe.steps))
     parts = {
+        "version": __version__,
         "config": config,
         "inputs": {name: earlier[name] for name in recipe.inputs_of(step_id)},
-        "files": {name: sha256_of(Path(name).expanduser()) for name in files},
+        "files": {name: sha256_of(Path(name)) for name in files},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -45,6 +48,6 @@ def _local_files(config: Any, key: str = "") -> Iterator[str]:
         for value in config:
             yield from _local_files(value, key)
     elif isinstance(config, str) and config:
-        path = Path(config).expanduser()
+        path = lab_folder() if (key, config) == ("source", "lab") else Path(config).expanduser()
         if (key in PATH_KEYS and path.exists()) or (key in FREE_KEYS and path.is_file()):
-            yield config
+            yield str(path)
