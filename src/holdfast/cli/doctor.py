@@ -94,7 +94,9 @@ def _lab_model() -> Finding:
 def _hub() -> Finding:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
         return Finding("hub", False, "HF_HUB_OFFLINE is set: only cached models and data.", "unset HF_HUB_OFFLINE")
-    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    from huggingface_hub.constants import ENDPOINT
+
+    address = os.environ.get("HF_ENDPOINT", ENDPOINT)
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_SECONDS).close()
     except urllib.error.HTTPError as answer:
