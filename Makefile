@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## make the virtual environment with the pinned packages
 
-demo: $(READY) ## measure the lab model, fine-tune it, measure again, report (about ten minutes)
+demo: $(READY) ## measure the lab model, fine-tune it, measure again, report (a few minutes)
 	$(BIN)/holdfast run recipes/quickstart.yaml -o runs/quickstart --resume
 
 test: $(READY) ## the default tests: CPU, offline, under eight minutes
