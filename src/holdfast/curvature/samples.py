@@ -5,7 +5,7 @@ For ``y = W h`` a sample's gradient is ``G = sum over its tokens of g a^T`` with
 depends on that row alone, so the row's slices of ``a`` and ``g`` give its own gradient.
 
 Letters in names: ``o`` outputs and ``i`` inputs of a layer, ``b`` rows of a batch, ``t`` tokens, ``p`` positions that
-predict a response token in some row.
+predict a response token in some row, ``v`` the vocabulary.
 """
 
 from __future__ import annotations
@@ -59,9 +59,48 @@ def sample_gradients(
         LayerError: The layers belong to another model.
         NumericsError: A loss or gradient is not finite; names the row, and the layer. ``consume`` has not seen it.
     """
-    check_pass(loaded, rows, layers, batch_size)
+    check_reduction(loss)
+
+    def watch(numbers: Sequence[int]) -> PairConsumer:
+        split = partial(_split, rows, numbers, consume)
+        return split if basis is None else _Rotated(basis, split)
+
+    def losses(batch: Batch) -> Tensor:
+        return row_losses(*response_logits(loaded.model, batch), loss)
+
+    backward_pass(loaded, rows, layers, losses, watch, batch_size)
+
+
+def check_reduction(loss: str) -> None:
+    """Refuse an unknown one.
+
+    Raises:
+        ConfigError: It is unknown.
+    """
     if loss not in get_args(Reduction):
         raise ConfigError(f"Unknown loss {loss!r}. {did_you_mean(loss, get_args(Reduction))}")
+
+
+def backward_pass(
+    loaded: LoadedModel,
+    rows: Sequence[Encoded],
+    layers: LayerMap,
+    losses: Callable[[Batch], Tensor],
+    watch: Callable[[Sequence[int]], PairConsumer],
+    batch_size: int,
+) -> None:
+    """Run every row forward and backward, longest first, and show each layer's inputs and output gradients.
+
+    Args:
+        losses: The loss of each row of a batch, ``(b,)``, from a forward of the model.
+        watch: Called before each batch with the numbers of its rows in ``rows``; what it returns gets the pairs.
+    Raises:
+        ConfigError: ``batch_size`` is out of range.
+        DataError: No rows, a row without a response token to predict, or one too long for the model.
+        LayerError: The layers belong to another model.
+        NumericsError: A loss is not finite; names the row.
+    """
+    check_pass(loaded, rows, layers, batch_size)
     for row in rows:
         if not any(row.response[1:]):
             raise DataError(
@@ -72,21 +111,27 @@ def sample_gradients(
     with untouched(loaded.model), torch.enable_grad():
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
-            split = partial(_split, rows, numbers, consume)
             batch = collate([rows[n] for n in numbers], loaded.chat.pad_id).to(loaded.model.device)
-            with stream_pairs(layers, split if basis is None else _Rotated(basis, split)):
-                losses_b = _losses(loaded.model, batch, loss)
+            with stream_pairs(layers, watch(numbers)):
+                losses_b = losses(batch)
                 _check_losses(losses_b, batch)
                 torch.autograd.backward(losses_b.sum())
 
 
-def _losses(model: Any, batch: Batch, loss: Reduction) -> Tensor:
-    """The loss of each row, ``(b,)``; the head runs only at positions that some row needs."""
+def response_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits and targets, ``(b, p, v)`` and ``(b, p)``; the head runs only at positions that some row needs.
+
+    Targets are `IGNORE` at positions that the row itself does not need.
+    """
     targets_bt = pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
     at_p = (targets_bt != IGNORE).any(0).nonzero()[:, 0]
-    logits = at_least_float32(model(**batch.model_inputs(), logits_to_keep=at_p).logits)
-    targets_bp = targets_bt[:, at_p].to(logits.device)
-    each_bp = cross_entropy(logits.transpose(1, 2), targets_bp, reduction="none", ignore_index=IGNORE)
+    logits_bpv = at_least_float32(model(**batch.model_inputs(), logits_to_keep=at_p).logits)
+    return logits_bpv, targets_bt[:, at_p].to(logits_bpv.device)
+
+
+def row_losses(logits_bpv: Tensor, targets_bp: Tensor, loss: Reduction) -> Tensor:
+    """The loss of each row, ``(b,)``: cross-entropy at the positions that have a target."""
+    each_bp = cross_entropy(logits_bpv.transpose(1, 2), targets_bp, reduction="none", ignore_index=IGNORE)
     return each_bp.sum(1) / (targets_bp != IGNORE).sum(1) if loss == "mean" else each_bp.sum(1)
 
 
@@ -125,13 +170,24 @@ def _split(
     ]
     # |G| <= t max|a| max|g|: where this is finite G is, at the cost of two passes over the captures and one wait
     bounds = torch.stack([len(a_ti) * a_ti.abs().amax() * g_to.abs().amax() for a_ti, g_to in pairs])
-    bad = (~torch.isfinite(bounds)).nonzero()[:, 0].tolist()
-    if bad:
-        raise NumericsError(
-            f"gradient of {layer.name} on row {rows[numbers[bad[0]]].id!r} is not finite: got NaN or infinity in its "
-            "input or output gradient, expected numbers. Do: look for an overflow (float16?) above or in this layer."
-        )
+    check_finite(layer, [rows[n].id for n in numbers], torch.isfinite(bounds))
     for n, (a_ti, g_to) in zip(numbers, pairs, strict=True):
         with full_precision(g_to.device):
             G_oi = g_to.T @ a_ti
         consume(layer, n, G_oi)
+
+
+def check_finite(layer: Layer, row_ids: Sequence[str], finite_b: Tensor) -> None:
+    """Refuse gradients that are not finite, with the layer's name and the first such row's.
+
+    Args:
+        finite_b: Whether the gradient of each row of a batch is finite.
+    Raises:
+        NumericsError: One is not.
+    """
+    bad = (~finite_b).nonzero()[:, 0].tolist()
+    if bad:
+        raise NumericsError(
+            f"gradient of {layer.name} on row {row_ids[bad[0]]!r} is not finite: got NaN or infinity in its "
+            "input or output gradient, expected numbers. Do: look for an overflow (float16?) above or in this layer."
+        )
