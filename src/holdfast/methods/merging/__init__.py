@@ -1,0 +1,1 @@
+"""Several adapters of one base model become one, or one is repaired."""

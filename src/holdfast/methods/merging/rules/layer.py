@@ -1,0 +1,97 @@
+"""One layer, one rule: deltas and weights in, one low-rank delta and what was cut off out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from holdfast.core.errors import ConfigError
+from holdfast.layers.adapters import LowRank
+from holdfast.layers.core_space import CoreSpace, truncation_error
+from holdfast.methods.merging.rules.base import Rule, RuleSettings, check_inputs, finite, missing, resolve
+from holdfast.methods.merging.rules.spectral import isotropic
+from holdfast.methods.merging.rules.table import RULES
+from holdfast.methods.merging.rules.truncate import truncated
+
+
+def merge_layer(
+    name: str,
+    deltas: Sequence[LowRank],
+    weights: Sequence[float],
+    rule: str,
+    settings: RuleSettings,
+    rank: int | None = None,
+) -> tuple[LowRank, float]:
+    """Merge the deltas of one layer.
+
+    Core rules never make a matrix of the layer's size. Dense rules make one, in float32, and cut it back to ``rank``.
+
+    Args:
+        name: The layer; random masks are drawn from it, ``settings.seed`` and the place of an adapter, so neither the
+            order of layers nor the size of tiles has a say.
+        deltas: One for each adapter; `missing` for an adapter that does not touch the layer.
+        weights: One for each adapter; negative ones subtract.
+        rule: A name in `RULES`.
+        settings: What the rule reads; other fields have no effect.
+        rank: At most this rank. ``None``: all of it for rules that are exact, else the largest rank of the deltas.
+    Returns:
+        The merged delta, and the relative Frobenius norm of what truncation cut off.
+    Raises:
+        ConfigError: an unknown rule, settings that it cannot work with, or a rank below 1.
+        AdapterError: deltas or weights that do not belong together.
+        NumericsError: something is not finite.
+    """
+    row = RULES[rule]
+    check_inputs(name, deltas, weights)
+    settings = resolve(row, settings, len(deltas))
+    if rank is not None and rank < 1:
+        raise ConfigError(f"cannot merge {name} to rank {rank}: expected at least 1.")
+    if rank is None and not row.exact:
+        rank = max(delta.rank for delta in deltas)
+    if row.space == "core" or row.turned:
+        deltas, weights = _heard(row, deltas, weights)
+    if row.space == "core":
+        return _in_core_space(row, name, deltas, weights, settings, rank)
+    assert rank is not None
+    if row.turned:
+        return _turned(row, name, deltas, weights, settings, rank)
+    return truncated(finite(row.merge(name, deltas, weights, settings), name, rule), rank, settings.seed)
+
+
+def _heard(row: Rule, deltas: Sequence[LowRank], weights: Sequence[float]) -> tuple[Sequence[LowRank], Sequence[float]]:
+    """An adapter of weight 0 is left out, so that it cannot turn the axes of the space of the others."""
+    if row.pair:
+        return deltas, weights
+    heard = [(delta, weight) for delta, weight in zip(deltas, weights, strict=True) if weight != 0]
+    if not heard:
+        return [missing(deltas[0].shape, deltas[0])], [1.0]
+    return [delta for delta, _ in heard], [weight for _, weight in heard]
+
+
+def _in_core_space(
+    row: Rule, name: str, deltas: Sequence[LowRank], weights: Sequence[float], settings: RuleSettings, rank: int | None
+) -> tuple[LowRank, float]:
+    space = CoreSpace.of(deltas)
+    M_tpq = torch.stack([space.core(delta) for delta in deltas]).double()
+    weights_t = torch.tensor(weights, dtype=M_tpq.dtype, device=M_tpq.device)
+    M_pq = finite(row.merge(M_tpq, weights_t, settings), name, row.name)
+    lost = 0.0
+    if row.isotropic:
+        M_pq, lost = isotropic(M_pq, rank)
+    elif rank is not None:
+        lost = truncation_error(M_pq, rank)
+    return space.lift(M_pq.to(space.left_op.dtype), rank), lost
+
+
+def _turned(
+    row: Rule, name: str, deltas: Sequence[LowRank], weights: Sequence[float], settings: RuleSettings, rank: int
+) -> tuple[LowRank, float]:
+    """A dense rule on the few rows of ``U^T D_t``, with ``U`` the left singular vectors of all ``D_t`` side by side."""
+    space = CoreSpace.of(deltas)
+    beside_pk = torch.cat([space.core(delta).double() for delta in deltas], dim=1)
+    U_ok = space.left_op @ torch.linalg.svd(beside_pk, full_matrices=False).U.to(space.left_op.dtype)
+    few = [replace(delta, B=U_ok.T @ delta.B.to(U_ok.dtype)) for delta in deltas]
+    small, lost = truncated(finite(row.merge(name, few, weights, settings), name, row.name), rank, settings.seed)
+    return LowRank(small.A, U_ok.to(small.B.dtype) @ small.B), lost
