@@ -12,7 +12,8 @@ PEFT wraps whole modules. A module that stores several layers (``qkv_proj`` of P
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,29 @@ def merge_into(model: nn.Module, adapter: Adapter) -> None:
         weight = layers.read(name)
         delta = LowRank(change.A.to(weight.device), change.B.to(weight.device)).dense()
         layers.write(name, weight.to(delta.dtype) + delta)
+
+
+@contextmanager
+def added(model: nn.Module, adapter: Adapter, scale: float = 1.0) -> Iterator[None]:
+    """Inside, the model's weights hold ``scale`` times every delta; afterwards each bit is as before.
+
+    A copy of the changed weights is held meanwhile.
+
+    Raises:
+        AdapterError: The adapter belongs to another model.
+    """
+    layers = LayerMap.of(model)
+    _check_fit(layers, adapter)
+    before = {name: layers.read(name) for name in adapter.deltas}
+    try:
+        for name, change in adapter.deltas.items():
+            weight = before[name]
+            delta = LowRank(change.A.to(weight.device), change.B.to(weight.device)).dense()
+            layers.write(name, weight.to(delta.dtype) + scale * delta)
+        yield
+    finally:
+        for name, weight in before.items():
+            layers.write(name, weight)
 
 
 def _check_fit(layers: LayerMap, adapter: Adapter) -> None:

@@ -1,0 +1,90 @@
+"""From a plan to an `Adapter`: one low-rank change of each layer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from holdfast.core.errors import ConfigError
+from holdfast.layers.adapters import Adapter, LowRank
+from holdfast.layers.core_space import CoreSpace, truncation_error
+from holdfast.methods.merging.config import WITH_ROWS
+from holdfast.methods.merging.curved import merged_cores
+from holdfast.methods.merging.plan import MergePlan
+from holdfast.methods.merging.rules import RuleSettings, merge_layer
+from holdfast.models.load import LoadedModel
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Merged:
+    """A merged adapter, and by layer the relative Frobenius norm of what cutting it to its rank lost."""
+
+    adapter: Adapter
+    truncation: dict[str, float]
+
+
+def apply(loaded: LoadedModel, plan: MergePlan) -> Adapter:
+    """The adapter that a plan makes, for ``loaded``.
+
+    Raises:
+        ConfigError: the plan looked at another model or chat template.
+        AdapterError: it does not fit the model.
+    """
+    for what, planned, here in (
+        ("model", plan.origin.model, loaded.fingerprint),
+        ("chat template", plan.origin.template, loaded.chat.fingerprint),
+    ):
+        if planned and planned != here:
+            raise ConfigError(
+                f"The plan is of another {what}: got {here[:12]}, expected {planned[:12]}. Do: plan on this model."
+            )
+    return merge(plan).adapter
+
+
+def merge(plan: MergePlan) -> Merged:
+    """The adapter that a plan makes; no model is needed.
+
+    Raises:
+        ConfigError: settings that the rule cannot work with.
+        NumericsError: the evidence does not decide the merge, or something is not finite.
+    """
+    made = _with_rows(plan) if plan.config.rule in WITH_ROWS else _data_free(plan)
+    deltas = {name: delta for name, (delta, _) in made.items()}
+    adapter = Adapter(deltas, plan.origin.base, {name: plan.paths[name] for name in deltas}, _metadata(plan))
+    return Merged(adapter, {name: lost for name, (_, lost) in made.items()})
+
+
+def _data_free(plan: MergePlan) -> dict[str, tuple[LowRank, float]]:
+    config = plan.config
+    given = {key: getattr(config, key) for key in config.model_fields_set & set(RuleSettings.__slots__)}
+    settings = RuleSettings(**{key: value for key, value in given.items() if value is not None})
+    made = {}
+    for name, deltas in plan.deltas.items():
+        rank = config.rank or min(*deltas[0].shape, sum(delta.rank for delta in deltas))
+        made[name] = merge_layer(name, deltas, plan.weights, config.rule, settings, rank)
+    return made
+
+
+def _with_rows(plan: MergePlan) -> dict[str, tuple[LowRank, float]]:
+    spaces = {name: CoreSpace.of(deltas) for name, deltas in plan.deltas.items()}
+    cores = [
+        (name, torch.stack([spaces[name].core(delta) for delta in deltas]), plan.evidence[name])
+        for name, deltas in plan.deltas.items()
+    ]
+    made = {}
+    for name, M_pq in merged_cores(plan.config, plan.weights, cores).items():
+        lost = 0.0 if plan.config.rank is None else truncation_error(M_pq, plan.config.rank)
+        made[name] = spaces[name].lift(M_pq.to(spaces[name].left_op.dtype), plan.config.rank), lost
+    return made
+
+
+def _metadata(plan: MergePlan) -> dict[str, Any]:
+    """What travels beside the weights."""
+    return {
+        "method": "merging",
+        "config": plan.config.model_dump(mode="json", exclude_unset=True) | {"rule": plan.config.rule},
+        "weights": list(plan.weights),
+        "origin": asdict(plan.origin),
+    }

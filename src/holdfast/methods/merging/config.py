@@ -1,0 +1,132 @@
+"""The keys of merging: which rule, what it reads, and on which evidence."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from holdfast.core.config import Config
+
+WITH_ROWS = ("regmean", "fisher", "sst", "sst_projection")
+"""Rules that read rows of each adapter; the others read the adapters alone (`holdfast.methods.merging.rules`)."""
+
+RuleName = Literal[
+    "average", "task_arithmetic", "svd", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune", "breadcrumbs",
+    "della", "knots", "core_space_ties", "tsv", "iso_c", "safe_merge", "regmean", "fisher", "sst", "sst_projection",
+]  # fmt: skip
+Form = Literal["full", "global", "block", "kfac", "diagonal", "gradient_variance", "topk"]
+Point = Literal["own", "base", "utility", "mean"]
+LAYER_WEIGHTS = {"lm_head": 5.0, "q_proj": 2.0, "k_proj": 2.0, "v_proj": 2.0, "o_proj": 2.0} | dict.fromkeys(
+    ("gate_proj", "up_proj", "down_proj"), 1.5
+)
+"""The field's weights of layers in `sst_projection`, by kind."""
+
+_EVIDENCE = frozenset({"labels", "point", "samples", "damping"})
+_TRIM = frozenset({"density", "semantics"})
+_ELECT = frozenset({"election"})
+_DROP = _TRIM | {"rescale", "seed"}
+READS: dict[str, frozenset[str]] = {
+    "average": frozenset(),
+    "task_arithmetic": frozenset(),
+    "svd": frozenset(),
+    "cat": frozenset(),
+    "ties": _TRIM | _ELECT,
+    "dare_linear": _DROP,
+    "dare_ties": _DROP | _ELECT,
+    "magnitude_prune": _TRIM,
+    "breadcrumbs": _TRIM | {"gamma"},
+    "della": _DROP | _ELECT | {"epsilon"},
+    "knots": _TRIM | _ELECT,
+    "core_space_ties": _TRIM | _ELECT,
+    "tsv": frozenset(),
+    "iso_c": frozenset(),
+    "safe_merge": frozenset({"tau"}),
+    "regmean": _EVIDENCE - {"labels"},
+    "fisher": _EVIDENCE,
+    "sst": _EVIDENCE | {"fisher", "share"},
+    "sst_projection": _EVIDENCE | {"k", "tau", "directions", "layer_weights", "raw_weights", "seed"},
+}
+"""The keys that each rule reads, beside those that all read; any other is refused."""
+_ALL = frozenset({"rule", "layers", "weights", "rank"})
+
+
+class MergingConfig(Config):
+    """How several adapters of one base become one."""
+
+    rule: RuleName = "sst"
+    """``sst``: the merge that loses least on every adapter's own rows, with full Fisher matrices. The others are the
+    published rules (`docs/merging.md`)."""
+    layers: tuple[str, ...] = ()
+    """Kinds (``q_proj``), names (``layers.3.q_proj``) or globs; empty means every layer of the adapters. Layers that
+    are left out get no change."""
+    weights: tuple[float, ...] = ()
+    """One for each adapter; all 1 where they are left out. What is summed is ``weight * delta``; in ``sst``, ``fisher``
+    and ``regmean`` they weigh the losses."""
+    rank: int | None = Field(default=None, ge=1)
+    """Rank of the result. Left out: nothing is cut off where the rule allows that, else the sum of the ranks."""
+    density: float | None = Field(default=None, gt=0, le=1)
+    """Share of entries that is kept; the rule's own where it is left out."""
+    semantics: Literal["paper", "peft", "mergekit"] = "paper"
+    """Whose reading of the rule, where tools differ."""
+    election: Literal["mass", "count"] = "mass"
+    """A sign is elected by the sum of the entries, or by how many have it."""
+    rescale: bool = True
+    """Make up for randomly dropped entries."""
+    gamma: float = Field(default=0.01, ge=0, lt=1)
+    """Share of the largest entries that ``breadcrumbs`` drops."""
+    epsilon: float = Field(default=0.15, ge=0)
+    """How far ``della``'s keep probabilities spread."""
+    tau: float | None = None
+    """``safe_merge``: the cosine below which a layer counts as unsafe (.35). ``sst_projection``: weigh directions by
+    ``lambda / (lambda + tau)`` in place of a hard ``k``."""
+    seed: int = Field(default=0, ge=0)
+    """Of random masks and random directions."""
+    fisher: Form = "full"
+    """The form of the Fisher matrices. ``full``: all entries of a layer; ``global``: all layers together, exact in the
+    span of the rows; ``block``: a block for each output of the core; ``kfac``: a Kronecker product; the others are
+    diagonal: its squares, their variance, or the ``share`` of largest squares."""
+    share: float = Field(default=0.3, gt=0, le=1)
+    """``fisher: topk``: the share of entries that count."""
+    labels: Literal["empirical", "sampled"] = "empirical"
+    """``empirical``: the rows' own answers. ``sampled``: answers drawn from the model, as the Fisher matrix is
+    defined."""
+    point: Point | None = None
+    """Weights at which gradients are taken: the base with the adapter whose rows they are (``own``), as it is, with
+    the first adapter, or with the mean. Left out: ``utility`` for ``sst_projection``, else ``own``."""
+    samples: int | None = Field(default=None, ge=2)
+    """At most this many rows of each adapter, the first ones; all of them where it is left out."""
+    damping: float = Field(default=0.01, gt=0)
+    """Added to every Fisher matrix, as a share of its mean eigenvalue."""
+    k: int | None = Field(default=None, ge=1)
+    """``sst_projection``: how many directions of a layer are kept; half of them where it is left out."""
+    directions: Literal["efficient", "random", "utility"] = "efficient"
+    """``sst_projection``: those of most safety per utility, or the controls: random ones, and those that utility uses
+    most."""
+    layer_weights: dict[str, float] = Field(default_factory=lambda: dict(LAYER_WEIGHTS))
+    """``sst_projection``: how much of the projection each kind of layer gets; others 1. Scaled to a mean of 1."""
+    raw_weights: bool = False
+    """Take ``layer_weights`` as they are."""
+
+    @model_validator(mode="after")
+    def _keys_are_read(self) -> Self:
+        unread = sorted(self.model_fields_set & set(MergingConfig.model_fields) - _ALL - READS[self.rule])
+        if unread:
+            raise ValueError(f"{unread[0]} has no effect with rule: {self.rule}; take it out")
+        if "share" in self.model_fields_set and self.fisher != "topk":
+            raise ValueError("share has no effect without fisher: topk; take it out")
+        if self.k is not None and self.tau is not None:
+            raise ValueError("k and tau exclude each other; take one of them out")
+        if self.weights and not any(self.weights):
+            raise ValueError("weights are all 0; give at least one other")
+        return self
+
+    def weights_of(self, adapters: int) -> tuple[float, ...]:
+        """One weight for each adapter.
+
+        Raises:
+            ValueError: there are others.
+        """
+        if self.weights and len(self.weights) != adapters:
+            raise ValueError(f"got {len(self.weights)} weights for {adapters} adapters, expected one for each")
+        return self.weights or (1.0,) * adapters

@@ -1,0 +1,141 @@
+"""The rules that read rows, layer by layer: from evidence to merged core coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import ConfigError
+from holdfast.curvature import fisher, gram
+from holdfast.methods.merging import maths
+from holdfast.methods.merging.config import MergingConfig
+from holdfast.methods.merging.evidence import Evidence
+
+DENSE = 4096
+"""Coordinates up to which a full Fisher matrix is made."""
+Layer = tuple[str, Tensor, Sequence[Evidence]]
+"""A layer's name, its cores ``M_tpq`` and its evidence."""
+
+
+def merged_cores(config: MergingConfig, weights: Sequence[float], layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """By layer, the merged ``M_pq`` in float64.
+
+    Raises:
+        NumericsError: the evidence does not decide the merge.
+        ConfigError: ``k`` is larger than the layer's directions, or the rule takes two adapters.
+    """
+    weights_t = torch.tensor(weights, dtype=torch.double)
+    if config.rule == "sst_projection":
+        return _projections(config, weights, layers)
+    if config.rule == "sst" and config.fisher == "global":
+        return _global_mean(config, weights_t, layers)
+    mean = _regmean if config.rule == "regmean" else MEANS["diagonal" if config.rule == "fisher" else config.fisher]
+    return {name: mean(config, weights_t, (name, M_tpq, seen)) for name, M_tpq, seen in layers}
+
+
+def _gradients(seen: Sequence[Evidence]) -> list[Tensor]:
+    return [each.gradients for each in seen if each.gradients is not None]
+
+
+def _regmean(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
+    name, M_tpq, seen = layer
+    A_tqq = torch.stack([each.inputs for each in seen if each.inputs is not None])
+    return maths.input_mean(A_tqq, M_tpq, weights_t, config.damping, name)
+
+
+def _full(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
+    name, M_tpq, seen = layer
+    phi_td, G_tnd = M_tpq.flatten(1), _gradients(seen)
+    if phi_td.shape[1] > DENSE:
+        return maths.sampled_mean(G_tnd, phi_td, weights_t, config.damping).reshape(M_tpq.shape[1:])
+    F_tdd = torch.stack([fisher.full(G_nd) for G_nd in G_tnd])
+    return maths.quadratic_mean(F_tdd, phi_td, weights_t, config.damping, name).reshape(M_tpq.shape[1:])
+
+
+def _block(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
+    name, M_tpq, seen = layer
+    F_tpqq = torch.stack([fisher.block(G_nd, M_tpq.shape[1]) for G_nd in _gradients(seen)])
+    return maths.block_mean(F_tpqq, M_tpq, weights_t, config.damping, name)
+
+
+def _kfac(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
+    _, M_tpq, seen = layer
+    factors = [(each.inputs, each.outputs) for each in seen if each.inputs is not None and each.outputs is not None]
+    return maths.kronecker_mean(factors, M_tpq, weights_t, config.damping)
+
+
+def _diagonal(
+    of: Callable[[MergingConfig, Tensor], Tensor], config: MergingConfig, weights_t: Tensor, layer: Layer
+) -> Tensor:
+    name, M_tpq, seen = layer
+    F_td = torch.stack([of(config, G_nd) for G_nd in _gradients(seen)])
+    merged_d = maths.diagonal_mean(F_td, M_tpq.flatten(1), weights_t, config.damping, name)
+    return merged_d.reshape(M_tpq.shape[1:])
+
+
+MEANS: Mapping[str, Callable[[MergingConfig, Tensor, Layer], Tensor]] = {
+    "full": _full,
+    "block": _block,
+    "kfac": _kfac,
+    "diagonal": partial(_diagonal, lambda _, G_nd: fisher.diagonal(G_nd)),
+    "gradient_variance": partial(_diagonal, lambda _, G_nd: fisher.gradient_variance(G_nd)),
+    "topk": partial(_diagonal, lambda config, G_nd: fisher.topk(G_nd, config.share)),
+}
+"""The weighted mean under each form of Fisher matrix, layer by layer."""
+
+
+def _global_mean(config: MergingConfig, weights_t: Tensor, layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """All layers together, in the span of the samples: Fisher matrices with every entry between layers."""
+    sizes = [len(G_nd) for G_nd in _gradients(layers[0][2])]
+    n, d = sum(sizes), sum(M_tpq[0].numel() for _, M_tpq, _ in layers)
+    of_n = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    K_nn, own_n = torch.zeros(n, n, dtype=torch.double), torch.zeros(n, len(sizes), dtype=torch.double)
+    for _, M_tpq, seen in layers:
+        G_nd = torch.cat(_gradients(seen)).double()
+        K_nn += G_nd @ G_nd.T
+        own_n += G_nd @ M_tpq.flatten(1).double().T
+    eps_t = config.damping * torch.stack([K_nn.diagonal()[of_n == t].mean() / d for t in range(len(sizes))])
+    shares_t = eps_t * weights_t / (eps_t @ weights_t)
+    asked_n = own_n.gather(1, of_n[:, None])[:, 0] - own_n @ shares_t
+    w_n = (weights_t / torch.tensor(sizes))[of_n]
+    gamma_n = gram.gram_solve(K_nn, w_n, asked_n, damping=float(eps_t @ weights_t))
+    merged = {}
+    for name, M_tpq, seen in layers:
+        moved_d = torch.cat(_gradients(seen)).double().T @ gamma_n
+        start_pq = torch.einsum("t,tpq->pq", shares_t, M_tpq.double())
+        merged[name] = start_pq + moved_d.reshape(start_pq.shape)
+    return merged
+
+
+def _projections(config: MergingConfig, weights: Sequence[float], layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """The utility update, and the safety update's part in chosen directions."""
+    if len(weights) != 2:
+        raise ConfigError(f"rule sst_projection takes two adapters, utility and then safety: got {len(weights)}.")
+    shares = _layer_weights(config, [name for name, _, _ in layers])
+    merged = {}
+    for number, (name, M_tpq, seen) in enumerate(layers):
+        F_u, F_s = (fisher.full(G_nd) for G_nd in _gradients(seen))
+        part_d = maths.projected(F_s, F_u, M_tpq[1].flatten(), config.damping, _keep(config, name, number, len(F_u)))
+        merged[name] = weights[0] * M_tpq[0].double() + weights[1] * shares[name] * part_d.reshape(M_tpq.shape[1:])
+    return merged
+
+
+def _keep(config: MergingConfig, name: str, number: int, d: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    if config.tau is not None:
+        return partial(maths.soft, config.tau)
+    k = (d + 1) // 2 if config.k is None else config.k
+    if k > d:
+        raise ConfigError(f"k is larger than the evidence: got {k}, expected at most {d} in {name}. Do: lower k.")
+    if config.directions == "random":
+        return partial(maths.drawn, k, config.seed + number)
+    return partial(maths.first if config.directions == "efficient" else maths.most_used, k)
+
+
+def _layer_weights(config: MergingConfig, names: Sequence[str]) -> dict[str, float]:
+    """By layer, how much of the projection it gets; their mean is 1 unless they are taken raw."""
+    weights = {name: config.layer_weights.get(name.rpartition(".")[2], 1.0) for name in names}
+    mean = 1.0 if config.raw_weights else sum(weights.values()) / len(weights)
+    return {name: weight / mean for name, weight in weights.items()}

@@ -1,0 +1,231 @@
+r"""Merges that know what each adapter's data needs: pure functions of core coordinates.
+
+Letters in names: ``t`` adapters, ``d`` core coordinates of one layer, which are the entries of its ``M_pq`` row by
+row; ``p`` outputs and ``q`` inputs of the core space; ``k`` kept directions. Everything is computed in float64.
+
+A Fisher matrix says how fast the loss on an adapter's own rows grows around that adapter. The merge that loses least
+on all of these quadratic models is their weighted mean,
+:math:`\phi = (\sum w_t F_t)^{-1} \sum w_t F_t \phi_t`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import NumericsError
+from holdfast.curvature.gevp import Directions, gevp
+from holdfast.curvature.iterative import conjugate_gradients
+from holdfast.curvature.subspaces import oblique, soft_weights
+
+STEPS = 5000
+"""Products at most when a mean is found by conjugate gradients."""
+
+
+def damped(F_dd: Tensor, damping: float) -> Tensor:
+    """``F + eps I`` in float64, ``eps = damping * trace(F) / d``."""
+    wide_dd = F_dd.double()
+    eps = damping * wide_dd.diagonal().mean()
+    return wide_dd + eps * torch.eye(len(wide_dd), dtype=wide_dd.dtype, device=wide_dd.device)
+
+
+def quadratic_mean(F_tdd: Tensor, phi_td: Tensor, weights_t: Tensor, damping: float, name: str = "a layer") -> Tensor:
+    r"""The point of least total loss under quadratic models with full Fisher matrices.
+
+    Solves :math:`\sum w_t (F_t + \epsilon_t I)\, \phi = \sum w_t (F_t + \epsilon_t I)\, \phi_t`. For two adapters it
+    mixes each direction of the generalized eigenproblem :math:`F_2 v = \lambda F_1 v` by
+    :math:`w \lambda / (1 + w \lambda)` with :math:`w = w_2 / w_1`: a soft choice of directions.
+
+    Args:
+        F_tdd: Symmetric, positive semi-definite, ``(t, d, d)``.
+        phi_td: ``(t, d)``.
+        weights_t: At least 0, one of them more.
+        damping: Relative to each matrix' own mean eigenvalue.
+        name: What the matrices are of, for messages.
+    Returns:
+        ``phi_d`` in float64.
+    Raises:
+        NumericsError: the sum is not positive definite.
+    Reference:
+        Matena & Raffel, Merging models with Fisher-weighted averaging (NeurIPS 2022), with full matrices; Tam et al.,
+        Merging by matching models in task parameter subspaces (TMLR 2024).
+    """
+    weights_t = weights_t.double().to(F_tdd.device)
+    whole_dd = torch.zeros_like(F_tdd[0], dtype=torch.double)
+    wanted_d = torch.zeros_like(phi_td[0], dtype=torch.double)
+    for weight, F_dd, phi_d in zip(weights_t, F_tdd, phi_td, strict=True):
+        if weight == 0:
+            continue
+        weighted_dd = weight * damped(F_dd, damping)
+        whole_dd += weighted_dd
+        wanted_d += weighted_dd @ phi_d.double()
+    factor_dd, failed = torch.linalg.cholesky_ex(whole_dd)
+    if int(failed):
+        smallest = float(torch.linalg.eigvalsh(whole_dd)[0])
+        raise NumericsError(
+            f"Fisher matrices of {name} do not decide the merge: got a smallest eigenvalue of {smallest:.3g} in their "
+            f"weighted sum with damping {damping:g}, expected more than 0. Do: raise damping, or give more rows."
+        )
+    return torch.cholesky_solve(wanted_d[:, None], factor_dd)[:, 0]
+
+
+def diagonal_mean(F_td: Tensor, phi_td: Tensor, weights_t: Tensor, damping: float, name: str = "a layer") -> Tensor:
+    """`quadratic_mean` with diagonal matrices: Fisher merging.
+
+    Args:
+        F_td: Diagonals, ``(t, d)``.
+    Raises:
+        NumericsError: a coordinate has no evidence at all.
+    Reference:
+        Matena & Raffel, Merging models with Fisher-weighted averaging (NeurIPS 2022).
+    """
+    wide_td = F_td.double()
+    weighted_td = weights_t.double().to(F_td.device)[:, None] * (wide_td + damping * wide_td.mean(1, keepdim=True))
+    whole_d = weighted_td.sum(0)
+    if not bool((whole_d > 0).all()):
+        raise NumericsError(
+            f"Fisher diagonals of {name} do not decide the merge: got 0 for {int((whole_d <= 0).sum())} of "
+            f"{len(whole_d)} coordinates with damping {damping:g}, expected more. Do: raise damping."
+        )
+    return (weighted_td * phi_td.double()).sum(0) / whole_d
+
+
+def block_mean(F_tpqq: Tensor, M_tpq: Tensor, weights_t: Tensor, damping: float, name: str = "a layer") -> Tensor:
+    """`quadratic_mean` of each core output by itself: Fisher matrices with a block for each row of ``M``.
+
+    Args:
+        F_tpqq: Blocks, ``(t, p, q, q)``; damping is relative to the mean eigenvalue of all of an adapter's blocks.
+    Returns:
+        ``M_pq`` in float64.
+    """
+    weights_t = weights_t.double().to(F_tpqq.device)
+    eps_t = damping * F_tpqq.double().diagonal(dim1=-2, dim2=-1).mean((1, 2))
+    eye_qq = torch.eye(F_tpqq.shape[-1], dtype=torch.double, device=F_tpqq.device)
+    weighted_tpqq = weights_t[:, None, None, None] * (F_tpqq.double() + eps_t[:, None, None, None] * eye_qq)
+    wanted_pq = torch.einsum("tpqr,tpr->pq", weighted_tpqq, M_tpq.double())
+    factors_pqq, failed = torch.linalg.cholesky_ex(weighted_tpqq.sum(0))
+    if bool(failed.any()):
+        raise NumericsError(
+            f"Fisher blocks of {name} do not decide the merge: {int((failed > 0).sum())} of {len(failed)} are not "
+            f"positive definite with damping {damping:g}. Do: raise damping, or give more rows."
+        )
+    return torch.cholesky_solve(wanted_pq[:, :, None], factors_pqq)[:, :, 0]
+
+
+def kronecker_mean(
+    factors: Sequence[tuple[Tensor, Tensor]], M_tpq: Tensor, weights_t: Tensor, damping: float
+) -> Tensor:
+    """`quadratic_mean` with Fisher matrices ``G (x) A``, by conjugate gradients.
+
+    Args:
+        factors: ``A_qq`` and ``G_pp`` of each adapter.
+    Returns:
+        ``M_pq`` in float64.
+    Raises:
+        NumericsError: no convergence.
+    Reference:
+        Tam et al., Merging by matching models in task parameter subspaces (TMLR 2024).
+    """
+    wide = [(A_qq.double(), G_pp.double()) for A_qq, G_pp in factors]
+    eps = [damping * float(A.diagonal().mean() * G.diagonal().mean()) for A, G in wide]
+    weights = [float(weight) for weight in weights_t]
+
+    def weighted(t: int, M_pq: Tensor) -> Tensor:
+        A_qq, G_pp = wide[t]
+        return weights[t] * (G_pp @ M_pq @ A_qq + eps[t] * M_pq)
+
+    def whole(M_d: Tensor) -> Tensor:
+        M_pq = M_d.reshape(M_tpq.shape[1:])
+        return sum((weighted(t, M_pq) for t in range(len(wide))), torch.zeros_like(M_pq)).reshape(M_d.shape)
+
+    wanted_pq = sum((weighted(t, M_pq.double()) for t, M_pq in enumerate(M_tpq)), torch.zeros(()))
+    return conjugate_gradients(whole, wanted_pq.reshape(-1), steps=STEPS).reshape(M_tpq.shape[1:])
+
+
+def sampled_mean(G_tnd: Sequence[Tensor], phi_td: Tensor, weights_t: Tensor, damping: float) -> Tensor:
+    """`quadratic_mean` of Fisher matrices ``G^T G / n`` that are never made: for many adapters, where ``d`` is large.
+
+    Args:
+        G_tnd: Per-sample gradients of each adapter's rows, ``(n, d)``.
+    Returns:
+        ``phi_d`` in float64.
+    Raises:
+        NumericsError: no convergence.
+    """
+    weights = [float(weight) for weight in weights_t]
+    eps = [damping * float(G_nd.double().square().sum()) / G_nd.numel() for G_nd in G_tnd]
+
+    def weighted(t: int, v_d: Tensor) -> Tensor:
+        G_nd = G_tnd[t]
+        curved_d = (G_nd.T @ (G_nd @ v_d.to(G_nd))).double() / len(G_nd)
+        return weights[t] * (curved_d + eps[t] * v_d)
+
+    def whole(v_d: Tensor) -> Tensor:
+        return sum((weighted(t, v_d) for t in range(len(weights))), torch.zeros_like(v_d))
+
+    wanted_d = sum((weighted(t, phi_d.double()) for t, phi_d in enumerate(phi_td)), torch.zeros(()))
+    return conjugate_gradients(whole, wanted_d, tolerance=1e-6, steps=STEPS)
+
+
+def input_mean(A_tqq: Tensor, M_tpq: Tensor, weights_t: Tensor, damping: float, name: str = "a layer") -> Tensor:
+    r"""The merge whose outputs are nearest to each adapter's on its own inputs: RegMean in core coordinates.
+
+    :math:`M = (\sum w_t M_t A_t)(\sum w_t A_t)^{-1}`. RegMean proper uses all inputs of the layer; here the merged
+    delta stays in the core space, and this is its best one there.
+
+    Args:
+        A_tqq: Second moments of the layer's inputs in core coordinates, ``(t, q, q)``.
+    Returns:
+        ``M_pq`` in float64.
+    Raises:
+        NumericsError: the inputs leave a direction without evidence.
+    Reference:
+        Jin et al., Dataless knowledge fusion by merging weights of language models (ICLR 2023); its shrinking of
+        off-diagonal entries is replaced by damping.
+    """
+    blocks_tpqq = A_tqq[:, None].expand(-1, M_tpq.shape[1], -1, -1)
+    return block_mean(blocks_tpqq, M_tpq, weights_t, damping, name)
+
+
+def projected(
+    F_s: Tensor, F_u: Tensor, phi_d: Tensor, damping: float, keep: Callable[[Directions, Tensor], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """The part of a safety update in chosen directions, oblique in the damped utility Fisher.
+
+    Args:
+        F_s: Safety Fisher, ``(d, d)``.
+        F_u: Utility Fisher, ``(d, d)``.
+        phi_d: The safety update.
+        keep: From all directions and the damped ``F_u`` to the kept ones, orthonormal in it, and their weights.
+    Returns:
+        ``phi_d`` in float64.
+    """
+    B_dd = damped(F_u, damping)
+    vectors_dk, weights_k = keep(gevp(F_s.double(), F_u.double(), damping=damping, name="utility Fisher"), B_dd)
+    return oblique(vectors_dk, B_dd, phi_d.double(), weights_k)
+
+
+def first(k: int, found: Directions, B_dd: Tensor) -> tuple[Tensor, Tensor]:
+    """The ``k`` directions of most safety per utility."""
+    return found.vectors_dk[:, :k], torch.ones(k, dtype=torch.double, device=B_dd.device)
+
+
+def soft(tau: float, found: Directions, B_dd: Tensor) -> tuple[Tensor, Tensor]:
+    """All directions, each by ``lambda / (lambda + tau)``."""
+    return found.vectors_dk, soft_weights(found.values_k, tau)
+
+
+def drawn(k: int, seed: int, found: Directions, B_dd: Tensor) -> tuple[Tensor, Tensor]:
+    """``k`` random directions, orthonormal in ``B``: a control."""
+    generator = torch.Generator().manual_seed(seed)
+    X_dk = torch.randn(len(B_dd), k, generator=generator, dtype=torch.double).to(B_dd.device)
+    L_kk = torch.linalg.cholesky(X_dk.T @ B_dd @ X_dk)
+    return torch.linalg.solve_triangular(L_kk, X_dk.T, upper=False).T, torch.ones(k, dtype=torch.double)
+
+
+def most_used(k: int, found: Directions, B_dd: Tensor) -> tuple[Tensor, Tensor]:
+    """The ``k`` eigenvectors of largest utility Fisher, orthonormal in it: a control."""
+    values_d, vectors_dd = torch.linalg.eigh(B_dd)
+    return vectors_dd[:, -k:] / values_d[-k:].sqrt(), torch.ones(k, dtype=torch.double, device=B_dd.device)

@@ -1,0 +1,214 @@
+"""Look at adapters and their rows: what is merged, in which coordinates, on which evidence. Nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor
+
+from holdfast.core.errors import AdapterError, ConfigError, DataError, LayerError, did_you_mean
+from holdfast.curvature import fisher, gevp, subspaces
+from holdfast.curvature.passes import digest
+from holdfast.data.batches import Encoded
+from holdfast.data.examples import Example
+from holdfast.layers.adapters import Adapter, LowRank
+from holdfast.layers.core_space import CoreSpace
+from holdfast.methods.merging.config import WITH_ROWS, MergingConfig
+from holdfast.methods.merging.evidence import Evidence, gather
+from holdfast.methods.merging.rules import missing
+from holdfast.models.load import LoadedModel
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Expert:
+    """An adapter, and rows of what it was trained for."""
+
+    name: str
+    adapter: Adapter
+    rows: Sequence[Example] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a plan was made from."""
+
+    model: str
+    """Fingerprint of the base; empty where none was needed."""
+    template: str
+    names: tuple[str, ...]
+    """Of the adapters, in order."""
+    rows: tuple[str, ...]
+    """SHA-256 of each adapter's tokenised rows; empty where none were needed."""
+    n_rows: tuple[int, ...]
+    base: str
+    """What the adapters call their base."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MergePlan:
+    """What is merged: by layer, each adapter's delta, and what its rows say about it in core coordinates."""
+
+    deltas: Mapping[str, tuple[LowRank, ...]]
+    """An adapter that does not touch a layer has a zero delta there."""
+    evidence: Mapping[str, tuple[Evidence, ...]]
+    paths: Mapping[str, str]
+    """By layer, the module path that PEFT files use."""
+    config: MergingConfig
+    origin: Origin
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """One for each adapter."""
+        return self.config.weights_of(len(self.origin.names))
+
+    def notes(self) -> tuple[str, ...]:
+        """What is merged, and which layers some adapters do not touch."""
+        ranks = sorted({delta.rank for each in self.deltas.values() for delta in each})
+        made = f"{len(self.origin.names)} adapters, {len(self.deltas)} layers, ranks {ranks[0]} to {ranks[-1]}."
+        absent = {
+            name: sum(not bool(each[t].B.any()) for each in self.deltas.values())
+            for t, name in enumerate(self.origin.names)
+        }
+        return (
+            made,
+            *(
+                f"{name} does not touch {count} of them: its change there is 0."
+                for name, count in absent.items()
+                if count
+            ),
+        )
+
+    def spectra(self) -> dict[str, list[float]]:
+        """By layer, the ratios of safety to utility, descending: two adapters with gradients only."""
+        return {name: gevp.gevp(*pair, damping=self.config.damping).values_k.tolist() for name, pair in self._pairs()}
+
+    def _pairs(self) -> list[tuple[str, tuple[Tensor, Tensor]]]:
+        """By layer, the Fisher matrices of the second and the first adapter's rows."""
+        pairs = []
+        for name, seen in self.evidence.items():
+            if len(seen) == 2 and seen[0].gradients is not None and seen[1].gradients is not None:
+                pairs.append((name, (fisher.full(seen[1].gradients), fisher.full(seen[0].gradients))))
+        return pairs
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row a layer: sizes; for two adapters with gradients also the largest ratio, and split-half stability."""
+        rows = []
+        for name, deltas in self.deltas.items():
+            row: dict[str, Any] = {"layer": name, "ranks": [delta.rank for delta in deltas]}
+            rows.append(row | self._stability(name))
+        return rows
+
+    def _stability(self, name: str) -> dict[str, float]:
+        seen = self.evidence.get(name, ())
+        if len(seen) != 2 or seen[0].gradients is None or seen[1].gradients is None:
+            return {}
+        G_ud, G_sd = seen[0].gradients, seen[1].gradients
+        d = G_sd.shape[1]
+        k = max(1, min(d, len(G_sd) // 2, len(G_ud) // 2) // 4)
+        angles_k = subspaces.split_half(G_sd, G_ud, k=k, damping=self.config.damping)
+        top = gevp.gevp(fisher.full(G_sd), fisher.full(G_ud), damping=self.config.damping).values_k
+        return {
+            "k": k,
+            "ratio": float(top[0]),
+            "stability": subspaces.overlap(angles_k),
+            "by_chance": subspaces.overlap_by_chance(k, d),
+        }
+
+
+def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Expert]) -> MergePlan:
+    """Look at ``experts``, for rules that read rows on the model that they were trained from.
+
+    Args:
+        loaded: The base model; ``None`` for rules that read the adapters alone.
+    Raises:
+        ConfigError: weights that do not fit, or no model for a rule that reads rows.
+        AdapterError: adapters of different bases, or none.
+        LayerError: a pattern matches no layer.
+        DataError: an adapter has no rows, or two have the same.
+        NumericsError: a gradient is not finite.
+    """
+    if not experts:
+        raise AdapterError("cannot merge: got no adapters, expected at least 1.")
+    try:
+        config.weights_of(len(experts))
+    except ValueError as problem:
+        raise ConfigError(f"Cannot merge: {problem}. Do: change weights.") from problem
+    base = _base(experts)
+    names = _chosen(config.layers, experts)
+    deltas = {name: _beside(name, experts) for name in names}
+    paths = {name: next(e.adapter.paths[name] for e in experts if name in e.adapter.deltas) for name in names}
+    if config.rule not in WITH_ROWS:
+        return MergePlan(deltas, {}, paths, config, Origin("", "", tuple(e.name for e in experts), (), (), base))
+    if loaded is None:
+        raise ConfigError(f"rule {config.rule} reads rows on the base model: got no model. Do: give the base.")
+    rows = _encoded(config, loaded, experts)
+    spaces = {name: CoreSpace.of(each) for name, each in deltas.items()}
+    evidence = gather(config, loaded, [e.adapter for e in experts], rows, spaces)
+    origin = Origin(
+        loaded.fingerprint,
+        loaded.chat.fingerprint,
+        tuple(expert.name for expert in experts),
+        tuple(digest(own) for own in rows),
+        tuple(len(own) for own in rows),
+        base,
+    )
+    return MergePlan(deltas, evidence, paths, config, origin)
+
+
+def _base(experts: Sequence[Expert]) -> str:
+    """What the adapters call their base: the same for all that name one."""
+    named = list(dict.fromkeys(expert.adapter.base for expert in experts if expert.adapter.base))
+    if len(named) > 1:
+        told = ", ".join(f"{e.name}: {e.adapter.base}" for e in experts)
+        raise AdapterError(f"cannot merge adapters of different bases: got {told}, expected one base.")
+    return named[0] if named else ""
+
+
+def _chosen(patterns: Sequence[str], experts: Sequence[Expert]) -> list[str]:
+    """Names of the layers that any adapter touches and a pattern matches."""
+    known = list(dict.fromkeys(name for expert in experts for name in expert.adapter.deltas))
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in known):
+            kinds = dict.fromkeys(name.rpartition(".")[2] for name in known)
+            raise LayerError(f"no layer matches {pattern!r} in the adapters. {did_you_mean(pattern, kinds)}")
+    return [name for name in known if not patterns or any(_matches(name, pattern) for pattern in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return pattern in (name, name.rpartition(".")[2]) or fnmatchcase(name, pattern)
+
+
+def _beside(name: str, experts: Sequence[Expert]) -> tuple[LowRank, ...]:
+    """Every adapter's delta of one layer, zero where it has none."""
+    found = [expert.adapter.deltas.get(name) for expert in experts]
+    like = next(delta for delta in found if delta is not None)
+    shapes = {delta.shape for delta in found if delta is not None}
+    if len(shapes) > 1:
+        raise AdapterError(
+            f"cannot merge {name}: got deltas of {' and '.join(map(str, sorted(shapes)))}, expected one shape. Do: "
+            "merge adapters of one base model."
+        )
+    return tuple(missing(like.shape, like) if delta is None else delta for delta in found)
+
+
+def _encoded(config: MergingConfig, loaded: LoadedModel, experts: Sequence[Expert]) -> list[list[Encoded]]:
+    encoded = []
+    for expert in experts:
+        rows = expert.rows[: config.samples]
+        if len(rows) < 2:
+            raise DataError(
+                f"Cannot weigh {expert.name}: got {len(rows)} rows, expected at least 2. Do: give it rows of its task."
+            )
+        encoded.append([loaded.chat.training(row) for row in rows])
+    seen: dict[str, str] = {}
+    for expert, own in zip(experts, encoded, strict=True):
+        other = seen.setdefault(digest(sorted(own, key=lambda row: row.id)), expert.name)
+        if other != expert.name:
+            raise DataError(
+                f"{other} and {expert.name} have the same rows, expected different ones: the merge weighs what each "
+                "needs against the other. Do: give each adapter rows of its own task."
+            )
+    return encoded
