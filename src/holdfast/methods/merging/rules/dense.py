@@ -67,7 +67,8 @@ def elected(divide: Sequence[str]) -> Mix:
         sum_ni = torch.where(plus_ni, ballots.plus, ballots.minus)
         if settings.semantics in divide:
             over_ni = torch.where(plus_ni, ballots.plus_n, ballots.minus_n)
-            sum_ni /= over_ni.masked_fill_(over_ni == 0, 1)
+            counts = settings.semantics != "mergekit"
+            sum_ni /= over_ni.clamp_(min=1) if counts else over_ni.masked_fill_(over_ni == 0, 1)
         return sum_ni.masked_fill_(ballots.vote == 0, 0) if settings.semantics == "paper" else sum_ni
 
     return mix

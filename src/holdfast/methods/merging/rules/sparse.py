@@ -85,7 +85,7 @@ def keep_random_by_rank(tiles: Tiles, t: int, settings: RuleSettings) -> Thin:
         steps_i = share - spread + 2 * spread * (torch.arange(0.0, width) / max(1, width - 1))
 
     def shares(tile_ni: Tensor) -> Tensor:
-        order_ni = tile_ni.abs().argsort(dim=1)
+        order_ni = tile_ni.abs().view(torch.int32).argsort(dim=1, stable=True)  # faster than of floats, same order
         return torch.empty_like(tile_ni).scatter_(1, order_ni, steps_i.to(tile_ni).expand_as(tile_ni))
 
     return _drawn(tiles, t, settings, shares)

@@ -88,10 +88,9 @@ def safe_merge(M_tpq: Tensor, weights_t: Tensor, settings: RuleSettings) -> Tens
     ``M_s M_s^T / |M_s|`` in its place, and takes the aligned minus the base model for ``M_s``. A layer that the utility
     adapter does not touch, or the safety adapter does not, has cosine 0.
     """
-    utility_pq, safety_pq = M_tpq
+    utility_pq, safety_pq = M_tpq[0], M_tpq[1]
     U_pk, s_k, _ = torch.linalg.svd(safety_pq, full_matrices=False)
     size = utility_pq.norm()
     along = (U_pk[:, : _used(s_k, safety_pq)].T @ utility_pq).norm()
-    if size > 0 and along / size >= settings.tau:
-        return utility_pq
-    return weighted_sum(M_tpq, weights_t, settings)
+    safe = bool(size > 0) and float(along / size) >= settings.tau
+    return utility_pq.clone() if safe else weighted_sum(M_tpq, weights_t, settings)

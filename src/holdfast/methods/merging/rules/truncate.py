@@ -41,7 +41,7 @@ def truncated(M_oi: Tensor, rank: int, seed: int = 0) -> tuple[LowRank, float]:
 def _error(M_oi: Tensor, delta: LowRank) -> float:
     """By blocks of rows: ``1 - sum s^2 / |M|^2`` would drown small errors in rounding."""
     whole = lost = 0.0
-    for M_ni, B_nr in zip(torch.split(M_oi, 256), torch.split(delta.B, 256), strict=True):
+    for M_ni, B_nr in zip(torch.split(M_oi, 64), torch.split(delta.B, 64), strict=True):
         whole += float(M_ni.double().square().sum())
         lost += float((M_ni - B_nr @ delta.A).double().square().sum())
     return (lost / whole) ** 0.5 if whole else 0.0
