@@ -9,6 +9,7 @@ Letters in names: ``d`` coordinates, ``k`` directions (each a **column** of ``ve
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from holdfast.core.errors import NumericsError
 
+Operator = Callable[[Tensor], Tensor]
+"""Multiplies a tensor ``(d,)`` or ``(d, m)`` by a matrix that is not stored."""
 _DOUBLE = torch.finfo(torch.float64).eps
 
 
