@@ -51,7 +51,8 @@ class Rule:
             ``(name, deltas, weights, settings) -> M_oi``, float32.
         settings: The fields of `RuleSettings` that it reads.
         paper: Where it comes from.
-        linear: Whether the merged delta is linear in the deltas, for one seed.
+        linear: Whether the merged delta is linear in the deltas, for one seed. ``dare_linear`` is not where mergekit
+            rescales to a norm.
         summary: One line for people.
         exact: With no rank asked for, nothing is cut off; otherwise the result has the largest rank of the inputs.
         density: What ``settings.density`` is where it is left out.

@@ -20,17 +20,16 @@ Thin = Callable[[Tensor, slice], Tensor]
 Thinner = Callable[[Tiles, int, RuleSettings], Thin]
 
 
-def keep_all(tiles: Tiles, t: int, settings: RuleSettings) -> Thin:
-    """Nothing is dropped."""
-    return lambda tile_ni, rows: tile_ni
+def _keep_all(tile_ni: Tensor, rows: slice) -> Tensor:
+    return tile_ni
 
 
 def keep_largest(tiles: Tiles, t: int, settings: RuleSettings) -> Thin:
     """The ``int(density n)`` largest of the ``n`` entries (TIES); in mergekit at least one."""
-    kept = _kept(tiles, settings)
-    if kept == 0:
-        return lambda tile_ni, rows: torch.zeros_like(tile_ni)
-    return _band(tiles, t, math.prod(tiles.shape) - kept, math.prod(tiles.shape) - 1)
+    entries, kept = math.prod(tiles.shape), _kept(tiles, settings)
+    if settings.semantics == "mergekit":
+        kept = max(1, kept)
+    return _band(tiles, t, entries - kept, entries - 1)
 
 
 def keep_middle(tiles: Tiles, t: int, settings: RuleSettings) -> Thin:
@@ -38,8 +37,6 @@ def keep_middle(tiles: Tiles, t: int, settings: RuleSettings) -> Thin:
     ``density`` where they do not fit together."""
     entries, kept = math.prod(tiles.shape), _kept(tiles, settings)
     low = max(0, entries - kept - int(settings.gamma * entries))
-    if kept == 0:
-        return lambda tile_ni, rows: torch.zeros_like(tile_ni)
     return _band(tiles, t, low, low + kept - 1)
 
 
@@ -49,10 +46,12 @@ def _kept(tiles: Tiles, settings: RuleSettings) -> int:
 
 
 def _band(tiles: Tiles, t: int, first: int, last: int) -> Thin:
-    """Keep the entries from the ``first`` to the ``last`` smallest."""
+    """Keep the entries from the ``first`` to the ``last`` smallest; none if ``last`` comes before ``first``."""
     top = math.prod(tiles.shape) - 1
+    if last < first:
+        return lambda tile_ni, rows: tile_ni.zero_()
     if first == 0 and last == top:
-        return keep_all(tiles, t, RuleSettings())
+        return _keep_all
     low, *high = magnitudes(tiles, t, [first] if last == top else [first, last])
 
     def thin(tile_ni: Tensor, rows: slice) -> Tensor:
@@ -94,7 +93,7 @@ def keep_random_by_rank(tiles: Tiles, t: int, settings: RuleSettings) -> Thin:
 def _drawn(tiles: Tiles, t: int, settings: RuleSettings, shares: Callable[[Tensor], Tensor | float]) -> Thin:
     """Keep entries with these probabilities, and make up for the others as ``semantics`` has it."""
     if settings.density == 1:
-        return keep_all(tiles, t, settings)
+        return _keep_all
     by_norm = settings.rescale and settings.semantics == "mergekit"
     scale = _norm_kept(tiles, t, settings, shares) if by_norm else 1.0
     generator = tiles.generator(t, settings.seed)

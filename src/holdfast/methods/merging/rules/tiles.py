@@ -61,8 +61,9 @@ def magnitudes(tiles: Tiles, t: int, places: Sequence[int]) -> list[float]:
     A radix select over the bit patterns of non-negative floats, which are ordered as the numbers are: a histogram of
     the upper 16 bits, then one of the lower 16 within each bucket that was hit. Two passes, no sort, nothing kept.
     """
-    upper = sum(torch.bincount(_bits(tiles.read(t, rows)) >> 16, minlength=1 << 15) for rows in tiles.spans())
-    assert isinstance(upper, Tensor)
+    upper = torch.zeros(1 << 15, dtype=torch.long, device=tiles.device)
+    for rows in tiles.spans():
+        upper += torch.bincount(_bits(tiles.read(t, rows)) >> 16, minlength=1 << 15)
     before = upper.cumsum(0)
     buckets = [int(torch.searchsorted(before, place, right=True)) for place in places]
     lower = {bucket: torch.zeros(1 << 16, dtype=torch.long, device=tiles.device) for bucket in buckets}
