@@ -7,7 +7,15 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError, NumericsError
 from holdfast.curvature.gevp import gevp
-from holdfast.curvature.gram import Outside, gram_gevp, gram_oblique, gram_solve, gram_unit, sample_coordinates
+from holdfast.curvature.gram import (
+    Outside,
+    gram_gevp,
+    gram_oblique,
+    gram_solve,
+    gram_unit,
+    inner_products,
+    sample_coordinates,
+)
 
 DAMPING = 1e-2
 
@@ -69,11 +77,33 @@ def test_each_value_of_hundred_samples_equals_the_dense_one_to_1e_9(d: int) -> N
     assert off_s.max() <= 1e-9
 
 
-def test_inner_products_summed_over_layers_are_those_of_all_coordinates() -> None:
+@pytest.mark.parametrize("n", [1, 12, 128, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inner_products_over_layers_are_those_of_all_coordinates(n: int, dtype: torch.dtype) -> None:
+    G_nd = samples(n, 5000).to(dtype)
+    K_nn = inner_products(G_nd.split([10, 4490, 500], dim=1))
+    assert_close(K_nn, G_nd.double() @ G_nd.double().T, "float64")
+    assert torch.equal(K_nn, K_nn.T)
+
+
+def test_directions_over_layers_are_those_of_all_coordinates() -> None:
     G_nd = samples(12, 60)
-    K_nn = torch.stack([part_nd @ part_nd.T for part_nd in G_nd.split([10, 30, 20], dim=1)]).sum(0)
+    K_nn = inner_products(G_nd.split([10, 30, 20], dim=1))
     whole = gevp(fisher(G_nd[:5]), fisher(G_nd[5:]), damping=DAMPING)
     assert_close(gram_gevp(K_nn, 5, damping=DAMPING, d=60).values_k, whole.values_k[:12], "float64")
+
+
+@pytest.mark.parametrize(
+    ("layers", "sentence"),
+    [
+        ([], "no inner products of 0 samples"),
+        ([torch.ones(3, 4), torch.ones(4, 4)], "got 4 in one layer, expected 3 as in the first"),
+        ([torch.ones(3, 4), torch.full((3, 1), torch.nan)], "no inner products of 3 samples: .* NaN or infinity"),
+    ],
+)
+def test_layers_without_inner_products_are_refused(layers: list[Tensor], sentence: str) -> None:
+    with pytest.raises(NumericsError, match=sentence):
+        inner_products(layers)
 
 
 @each_case

@@ -5,7 +5,7 @@ acts only in the span of those rows, so what is asked of it is answered exactly 
 and a sum over layers: memory is that and the gradients of one layer. What comes back are coefficients of the samples,
 ``v = G^T alpha``, again a layer at a time.
 
-Sum ``K`` in float64, from products in float64: its small eigenvalues are the ones that tell directions apart.
+`inner_products` sums ``K`` in float64: its small eigenvalues are the ones that tell directions apart.
 
 Outside the span both matrices are zero: nothing was measured there, and no ratio is defined. Such directions have
 no row in the answers; `gram_oblique` and `gram_solve` say what becomes of an update's part there.
@@ -16,6 +16,7 @@ Letters in names: ``n`` samples, safety's (``s``) before utility's (``u``); ``d`
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -32,6 +33,8 @@ Outside = Literal["keep", "drop", "scale"]
 ``drop`` it: only what was measured goes in. ``scale`` it as the part inside was scaled on average.
 """
 _DOUBLE = torch.finfo(torch.float64).eps
+_ROWS, _COLUMNS = 128, 4096
+"""The tile in which `inner_products` multiplies."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,36 @@ class GramDirections:
     """What was added to the diagonal of ``F_u``."""
 
 
+def inner_products(layers: Iterable[Tensor]) -> Tensor:
+    """``K = G G^T`` over all layers, in float64 and exactly symmetric.
+
+    Products are in float64 too, a few thousand coordinates at a time, and only for one half of ``K``.
+
+    Args:
+        layers: Each layer's gradients, ``(n, d_layer)``, one sample in each row, in the same order; taken one by one.
+    Raises:
+        NumericsError: No layer, a layer with another number of samples, or a gradient that is not finite.
+    """
+    K_nn = torch.zeros(0, 0)
+    for number, G_nd in enumerate(layers):
+        if number == 0:
+            K_nn = torch.zeros(len(G_nd), len(G_nd), dtype=torch.float64, device=G_nd.device)
+        if len(G_nd) != len(K_nn):
+            raise NumericsError(
+                f"samples do not fit: got {len(G_nd)} in one layer, expected {len(K_nn)} as in the first. "
+                "Do: give each layer the gradients of the same rows."
+            )
+        for left in range(0, G_nd.shape[1], _COLUMNS):
+            wide_nd = G_nd[:, left : left + _COLUMNS].double()
+            for top in range(0, len(K_nn), _ROWS):
+                K_nn[top : top + _ROWS, : top + _ROWS].addmm_(wide_nd[top : top + _ROWS], wide_nd[: top + _ROWS].T)
+    if not (K_nn.numel() and bool(torch.isfinite(K_nn.tril()).all())):
+        raise NumericsError(
+            f"no inner products of {len(K_nn)} samples: got no gradient, NaN or infinity. Do: check the gradients."
+        )
+    return K_nn.tril() + K_nn.tril(-1).T
+
+
 def gram_gevp(K_nn: Tensor, n_s: int, *, damping: float, d: int, name: str = "utility Fisher") -> GramDirections:
     r"""The directions in the span of the samples with the most safety per utility: `gevp` of two Fishers, exactly.
 
@@ -56,7 +89,7 @@ def gram_gevp(K_nn: Tensor, n_s: int, *, damping: float, d: int, name: str = "ut
     ``alpha = Q S^(-1/2) c``. The other ``d - r`` values are 0.
 
     Args:
-        K_nn: ``G G^T`` of all samples, safety first, ``(n, n)``.
+        K_nn: `inner_products` of all samples, safety first, ``(n, n)``.
         n_s: How many of them are safety's; the others are utility's.
         damping: Relative: ``eps = damping * trace(F_u) / d``. The larger ``d``, the smaller it is beside the values of
             ``F_u``, which share its trace among ``n`` directions.
@@ -123,7 +156,7 @@ def gram_solve(K_nn: Tensor, w_n: Tensor, r_n: Tensor, *, damping: float, unit: 
     ``sum(eps_t mu_t phi_t) / eps`` with ``eps = sum(eps_t mu_t)`` is what damping every ``F_t`` by itself gives.
 
     Args:
-        K_nn: ``G G^T`` of all samples.
+        K_nn: `inner_products` of all samples.
         w_n: A sample's weight, ``mu_t / n_t`` of the update that it speaks for.
         r_n: What a sample asks for: its gradient's inner product with ``phi_t - phi_0``, for the ``t`` it speaks for.
         damping: ``eps = damping * unit``.
