@@ -43,7 +43,7 @@ def test_what_is_frozen_does_not_move_and_what_is_free_does(
         assert largest(change) > 2e-5, name
         if name in made.frozen:
             assert largest(in_frozen_space(made, name, change)) < ROUNDING, name
-    if keys and optimizer != "muon":  # Muon mixes elements; `expand` leaves the frozen ones out
+    if keys:
         layers, found = LayerMap.of(loaded.model), coordinates(tmp_path)
         for name, frozen in made.frozen.items():
             D = found[f"{layers[name].path}.weight"]

@@ -59,7 +59,7 @@ def test_frozen_weights_are_bit_equal_under_decay_clipping_accumulation_autocast
 
 
 @pytest.mark.parametrize("steps", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "muon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_frozen_rotated_coordinates_are_exactly_zero_under_all_of_it(
     tmp_path: Path, optimizer: str, steps: int
 ) -> None:

@@ -26,6 +26,9 @@ class FreeColumns:
     def contract(self, gradient: Tensor) -> Tensor:
         return gradient[:, self.free]
 
+    def settle(self, coordinates: Tensor) -> None:
+        """No coordinate is frozen."""
+
 
 @dataclass(frozen=True)
 class Columns:

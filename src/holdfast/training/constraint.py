@@ -29,6 +29,13 @@ class Hold(Protocol):
         """The adjoint of ``expand``: the gradient with respect to the coordinates."""
         ...
 
+    def settle(self, coordinates: Tensor) -> None:
+        """Put frozen coordinates back to exactly 0, in place, after a step of an optimizer that mixes entries (Muon).
+
+        It changes nothing that ``expand`` would give.
+        """
+        ...
+
 
 class Constraint(Protocol):
     """Which weights are held, and how."""
@@ -45,8 +52,9 @@ class Shadows:
     """The coordinates that stand in for the held weights while training.
 
     After each backward pass `pull` moves gradients from weights to coordinates; after each optimizer step `push` writes
-    ``W = W0 + expand(D)`` from ``W0``, so nothing accumulates. Frozen coordinates are absent or exactly 0, so momentum,
-    Adam's division and weight decay cannot reach them. Weight decay pulls the *change* to 0, not the weight.
+    ``W = W0 + expand(D)`` from ``W0``, so nothing accumulates. Frozen coordinates are absent or exactly 0: momentum,
+    Adam's division and weight decay cannot reach them, and what an optimizer that mixes entries writes there is put
+    back to 0. Weight decay pulls the *change* to 0, not the weight.
     """
 
     def __init__(self, model: nn.Module, constraint: Constraint | None) -> None:
@@ -85,6 +93,7 @@ class Shadows:
     def push(self) -> None:
         """Write the held weights from their start and their coordinates."""
         for name, hold in self._holds.items():
+            hold.settle(self.coordinates[name])
             change = hold.expand(self.coordinates[name])
             torch.add(self._start[name].float(), change, out=self._weights[name].detach())
 

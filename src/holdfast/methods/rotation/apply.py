@@ -39,6 +39,9 @@ class HeldDirections:
 
     back = free
 
+    def settle(self, D_oi: Tensor) -> None:
+        """Nothing: a held direction has no coordinate of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class HeldElements:
@@ -54,6 +57,10 @@ class HeldElements:
     def back(self, G_oi: Tensor) -> Tensor:
         """Its adjoint."""
         return (G_oi @ self.U_ii).mul_(~self.frozen_oi)
+
+    def settle(self, D_oi: Tensor) -> None:
+        """Frozen coefficients are 0, whatever an optimizer that mixes elements wrote there; in place."""
+        D_oi.mul_(~self.frozen_oi)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,16 @@ class StoredHold:
     def contract(self, gradient: Tensor) -> Tensor:
         """The gradient of the coordinates."""
         return self._each(gradient.T if self.transposed else gradient, "back")
+
+    def settle(self, coordinates: Tensor) -> None:
+        """Frozen coordinates are 0, in place."""
+        for rows, held in self.parts:
+            if rows is None or isinstance(held, HeldDirections):
+                held.settle(coordinates)
+            else:
+                kept = coordinates[rows]
+                held.settle(kept)
+                coordinates[rows] = kept
 
     def _each(self, X_oi: Tensor, way: str) -> Tensor:
         if len(self.parts) == 1 and self.parts[0][0] is None:

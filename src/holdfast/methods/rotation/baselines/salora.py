@@ -48,6 +48,9 @@ class UpperRows:
         """The gradient of the first half."""
         return gradient[: self.rank]
 
+    def settle(self, coordinates: Tensor) -> None:
+        """Nothing: the second half has no coordinates."""
+
 
 @dataclass(frozen=True, slots=True)
 class SafeColumns:
@@ -67,6 +70,9 @@ class SafeColumns:
     def contract(self, gradient: Tensor) -> Tensor:
         """The gradient of the first half, before ``C``."""
         return maths.outside(self.S_os, gradient[:, : self.rank])
+
+    def settle(self, coordinates: Tensor) -> None:
+        """Nothing: the second half has no coordinates."""
 
 
 @dataclass(frozen=True, slots=True)
