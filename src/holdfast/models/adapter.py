@@ -64,6 +64,15 @@ def attach_adapter(
     return (tuned.merge_and_unload() if merge else tuned), notes
 
 
+def check_base(folder: Path, on: Base, *, any_base: bool = False) -> tuple[str, ...]:
+    """Refuse an adapter of another base; a note where only the names say that it is the same one.
+
+    Raises:
+        AdapterError: unreadable, or made for another model.
+    """
+    return _base_notes(folder, _recorded_base(folder), on, any_base)
+
+
 def _base_notes(folder: Path, recorded: str, on: Base, any_base: bool) -> tuple[str, ...]:
     """Refuse an adapter of another base; a note where only the names say that it is the same one."""
     weights = _recorded_weights(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ RESERVED_IDS = ("lab", "new")
 """Words that mean a model source and therefore cannot name a step."""
 
 STEP_ID = r"^[a-z][a-z0-9_-]*$"
-MODEL_KEYS = (".model", ".unaligned")
+MODEL_KEYS = (".model", ".unaligned", ".adapter")
 """Keys that may name a step, and as well a model from elsewhere."""
 
 
@@ -36,19 +36,31 @@ def reference_problems(document: Mapping[str, Any], kinds: Mapping[str, type]) -
             problems.append(f"{where}: not a step id: use small letters, digits, '-' and '_', and not 'lab' or 'new'")
         if not isinstance(step, dict) or not isinstance(step.get("do"), str) or step["do"] not in kinds:
             continue
-        for key, wanted in getattr(kinds[step["do"]], "refers", {}).items():
-            named = step.get(key, default if key == "model" else None)
-            problems += _reference_problem(f"{where}.{key}", named, wanted, order[:position], steps, kinds)
-        for key, wanted in getattr(kinds[step["do"]], "lists", {}).items():
-            for label, ids in step[key].items() if isinstance(step.get(key), dict) else ():
-                for place, named in enumerate(as_list(ids) if isinstance(ids, str | list) else ()):
-                    row = f"{where}.{key}.{label}.{place}"
-                    problems += _reference_problem(row, named, wanted, order[:position], steps, kinds)
+        for place, named, wanted in _names(step, kinds[step["do"]], default):
+            problems += _reference_problem(f"{where}.{place}", named, wanted, order[:position], steps, kinds)
     return problems
 
 
+def _names(step: Mapping[str, Any], kind: type, default: Any) -> Iterator[tuple[str, Any, Sequence[str]]]:
+    """Every place of a step that names another, what stands there, and the kinds of step that may be named."""
+    for key, wanted in getattr(kind, "refers", {}).items():
+        yield key, step.get(key, default if key == "model" else None), wanted
+    for key, (inner, wanted) in getattr(kind, "items", {}).items():
+        for place, item in enumerate(step[key] if isinstance(step.get(key), list) else ()):
+            yield f"{key}.{place}.{inner}", item.get(inner) if isinstance(item, dict) else item, wanted
+    for key, wanted in getattr(kind, "lists", {}).items():
+        for label, ids in step[key].items() if isinstance(step.get(key), dict) else ():
+            for place, named in enumerate(as_list(ids) if isinstance(ids, str | list) else ()):
+                yield f"{key}.{label}.{place}", named, wanted
+
+
 def _reference_problem(
-    where: str, named: Any, wanted: str, earlier: list[str], steps: Mapping[str, Any], kinds: Mapping[str, type]
+    where: str,
+    named: Any,
+    wanted: Sequence[str],
+    earlier: list[str],
+    steps: Mapping[str, Any],
+    kinds: Mapping[str, type],
 ) -> list[str]:
     plain = isinstance(named, str)
     target = named.get("source") if isinstance(named, dict) else named
@@ -62,9 +74,9 @@ def _reference_problem(
     if target not in earlier:
         return [f"{where}: step {target!r} does not run before this step. Put it above"]
     found = steps[target].get("do") if isinstance(steps[target], dict) else None
-    if not isinstance(found, str) or found not in kinds or found == wanted:
+    if not isinstance(found, str) or found not in kinds or found in wanted:
         return []  # a step without a kind is told where it stands
-    return [f"{where}: step {target!r} is {_a(found)} step, expected {_a(wanted)} step"]
+    return [f"{where}: step {target!r} is {_a(found)} step, expected {' or '.join(map(_a, wanted))} step"]
 
 
 def _a(word: str) -> str:

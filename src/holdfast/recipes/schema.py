@@ -6,53 +6,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from holdfast.core.config import Config, apply_overrides, load_yaml, problems_of, report
 from holdfast.core.errors import ConfigError, did_you_mean
-from holdfast.data.sources import SourceConfig
-from holdfast.evaluation.tasks import SUITES, TaskConfig, choose_tasks
+from holdfast.evaluation.tasks import TaskConfig, choose_tasks
 from holdfast.methods.rotation.baselines.config import BaselineConfig, check
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig
 from holdfast.models.config import ModelConfig
+from holdfast.recipes.fields import MODELS, Model, NamedTask, Source, Suites, as_source
 from holdfast.recipes.holds import hold_problems
+from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.references import as_list, reference_problems
 from holdfast.recipes.seeds import expand_seeds, row_problems, with_seed
 from holdfast.training.config import TrainConfig
 
 TRAINED = "trained"
 """In place of a tokenizer's folder: the one that the step trains."""
-
-
-def _as_source(value: Any) -> Any:
-    return {"source": value} if isinstance(value, str) else value
-
-
-Model = Annotated[ModelConfig, BeforeValidator(_as_source)]
-"""A model: ``lab``, a step's id, a folder or ``owner/name`` on the hub; or a mapping with more settings.
-
-A hub model without an owner is written as a mapping, ``{source: gpt2}``: a misspelt step is never looked for there.
-"""
-
-Source = Annotated[SourceConfig, BeforeValidator(_as_source)]
-"""Rows: ``lab/arithmetic``, a file, a hub name, or a mapping with more settings."""
-
-
-def _as_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _known_suites(value: str) -> str:
-    for suite in filter(None, (word.strip() for word in value.split(","))):
-        if suite not in SUITES:
-            raise ValueError(f"unknown suite {suite!r}. {did_you_mean(suite, SUITES)}")
-    return value
-
-
-NamedTask = Annotated[TaskConfig, BeforeValidator(_as_name)]
-"""A task by its name, or a mapping with more settings."""
-
-Suites = Annotated[str, AfterValidator(_known_suites)]
 
 
 class NewTokenizer(Config):
@@ -67,7 +37,7 @@ class NewTokenizer(Config):
 class TrainStep(TrainConfig):
     """Fine-tune a model on rows. Every training setting stands directly under the step."""
 
-    refers: ClassVar[Mapping[str, str]] = {"model": "train", "unaligned": "train", "constraint": "mask"}
+    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": MODELS, "unaligned": MODELS, "constraint": ("mask",)}
 
     do: Literal["train"]
     model: Model | None = None
@@ -126,7 +96,7 @@ class TrainStep(TrainConfig):
 class EvaluateStep(Config):
     """Measure a model on tasks and keep a log of every answer."""
 
-    refers: ClassVar[Mapping[str, str]] = {"model": "train"}
+    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": MODELS}
 
     do: Literal["evaluate"]
     model: Model | None = None
@@ -177,7 +147,7 @@ class EvaluateStep(Config):
 class CompareStep(Config):
     """Set two evaluations beside each other, paired by prompt."""
 
-    refers: ClassVar[Mapping[str, str]] = {"before": "evaluate", "after": "evaluate"}
+    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"before": ("evaluate",), "after": ("evaluate",)}
 
     do: Literal["compare"]
     before: str
@@ -189,7 +159,7 @@ class CompareStep(Config):
 class BasisStep(BasisConfig):
     """Rotation, phase 1: the directions that a model's activations take on safety rows."""
 
-    refers: ClassVar[Mapping[str, str]] = {"model": "train"}
+    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": MODELS}
 
     do: Literal["basis"]
     model: Model | None = None
@@ -205,7 +175,7 @@ class BasisStep(BasisConfig):
 class ImportanceStep(ImportanceConfig):
     """Rotation, phase 2: what safety needs, in the coordinates of a basis."""
 
-    refers: ClassVar[Mapping[str, str]] = {"of": "basis"}
+    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"of": ("basis",)}
 
     do: Literal["importance"]
     of: str
@@ -217,7 +187,7 @@ class ImportanceStep(ImportanceConfig):
 class MaskStep(MaskConfig):
     """Rotation, phase 3: what may not move when a train step names this one as its ``constraint``."""
 
-    refers: ClassVar[Mapping[str, str]] = {"of": "importance"}
+    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"of": ("importance",)}
 
     do: Literal["mask"]
     of: str
@@ -227,8 +197,8 @@ class MaskStep(MaskConfig):
 class TableStep(Config):
     """Set many evaluations beside each other, each the mean over seeds, against a reference and what was before."""
 
-    refers: ClassVar[Mapping[str, str]] = {"before": "evaluate"}
-    lists: ClassVar[Mapping[str, str]] = {"rows": "evaluate"}
+    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"before": ("evaluate",)}
+    lists: ClassVar[Mapping[str, tuple[str, ...]]] = {"rows": ("evaluate",)}
 
     do: Literal["table"]
     before: str
@@ -249,7 +219,7 @@ class TableStep(Config):
 
 
 Step = Annotated[
-    TrainStep | EvaluateStep | CompareStep | TableStep | BasisStep | ImportanceStep | MaskStep,
+    TrainStep | EvaluateStep | CompareStep | TableStep | BasisStep | ImportanceStep | MaskStep | MergeStep,
     Field(discriminator="do"),
 ]
 
@@ -284,7 +254,8 @@ class Recipe(Config):
         step = self.steps[step_id]
         named = (self.model_of(step_id) if key == "model" else getattr(step, key) for key in type(step).refers)
         listed = (name for key in getattr(step, "lists", {}) for ids in getattr(step, key).values() for name in ids)
-        ids = (name.source if isinstance(name, ModelConfig) else name for name in (*named, *listed))
+        held = (getattr(item, key) for at, (key, _) in getattr(step, "items", {}).items() for item in getattr(step, at))
+        ids = (name.source if isinstance(name, ModelConfig) else name for name in (*named, *listed, *held))
         return tuple(name for name in dict.fromkeys(ids) if name in self.steps)
 
 
@@ -363,7 +334,7 @@ def _general_cap(step: Mapping[str, Any]) -> dict[str, Any]:
 
 def _capped(source: Any) -> dict[str, Any]:
     """At most `QUICK_ROWS` rows; a file that has fewer gives those it has."""
-    given: dict[str, Any] = _as_source(source)
+    given: dict[str, Any] = as_source(source)
     key = "rows" if given.get("rows") else "at_most"
     return {**given, key: min(given.get(key) or QUICK_ROWS, QUICK_ROWS)}
 

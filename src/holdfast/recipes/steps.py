@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from holdfast.core.files import folder_atomically
 from holdfast.core.results import Metric, Sample
 from holdfast.evaluation.tasks import TASKS
-from holdfast.recipes import processes, rotation, table
+from holdfast.recipes import merging, processes, rotation, table
 from holdfast.recipes.context import (
     BASE_FOLDER,
     LOG_FILE,
@@ -187,6 +187,7 @@ EXECUTORS: dict[str, Callable[[Context], Outcome]] = {
     "importance": rotation.score,
     "mask": rotation.choose,
     "table": table.tabulate,
+    "merge": merging.merge,
 }
 """How each kind of step runs, by the word that ``do`` has for it."""
 SHARED = frozenset({"train"})

@@ -25,7 +25,7 @@ LAYER_WEIGHTS = {"lm_head": 5.0, "q_proj": 2.0, "k_proj": 2.0, "v_proj": 2.0, "o
 _EVIDENCE = frozenset({"labels", "point", "samples", "damping"})
 _TRIM = frozenset({"density", "semantics"})
 _ELECT = frozenset({"election"})
-_DROP = _TRIM | {"rescale", "seed"}
+_DROP = _TRIM | {"rescale"}
 READS: dict[str, frozenset[str]] = {
     "average": frozenset(),
     "task_arithmetic": frozenset(),
@@ -45,10 +45,10 @@ READS: dict[str, frozenset[str]] = {
     "regmean": _EVIDENCE - {"labels"},
     "fisher": _EVIDENCE,
     "sst": _EVIDENCE | {"fisher", "share"},
-    "sst_projection": _EVIDENCE | {"k", "tau", "directions", "layer_weights", "raw_weights", "seed"},
+    "sst_projection": _EVIDENCE | {"k", "tau", "directions", "layer_weights", "raw_weights"},
 }
 """The keys that each rule reads, beside those that all read; any other is refused."""
-_ALL = frozenset({"rule", "layers", "weights", "rank"})
+_ALL = frozenset({"rule", "layers", "weights", "rank", "seed"})
 
 
 class MergingConfig(Config):
@@ -81,7 +81,7 @@ class MergingConfig(Config):
     """``safe_merge``: the cosine below which a layer counts as unsafe (.35). ``sst_projection``: weigh directions by
     ``lambda / (lambda + tau)`` in place of a hard ``k``."""
     seed: int = Field(default=0, ge=0)
-    """Of random masks and random directions."""
+    """Of random masks, random directions and drawn labels."""
     fisher: Form = "full"
     """The form of the Fisher matrices. ``full``: all entries of a layer; ``global``: all layers together, exact in the
     span of the rows; ``block``: a block for each output of the core; ``kfac``: a Kronecker product; the others are

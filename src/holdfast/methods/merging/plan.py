@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
-
-from torch import Tensor
 
 from holdfast.core.errors import AdapterError, ConfigError, DataError, LayerError, did_you_mean
-from holdfast.curvature import fisher, gevp, subspaces
 from holdfast.curvature.passes import digest
 from holdfast.data.batches import Encoded
 from holdfast.data.examples import Example
@@ -80,42 +76,6 @@ class MergePlan:
                 if count
             ),
         )
-
-    def spectra(self) -> dict[str, list[float]]:
-        """By layer, the ratios of safety to utility, descending: two adapters with gradients only."""
-        return {name: gevp.gevp(*pair, damping=self.config.damping).values_k.tolist() for name, pair in self._pairs()}
-
-    def _pairs(self) -> list[tuple[str, tuple[Tensor, Tensor]]]:
-        """By layer, the Fisher matrices of the second and the first adapter's rows."""
-        pairs = []
-        for name, seen in self.evidence.items():
-            if len(seen) == 2 and seen[0].gradients is not None and seen[1].gradients is not None:
-                pairs.append((name, (fisher.full(seen[1].gradients), fisher.full(seen[0].gradients))))
-        return pairs
-
-    def table(self) -> list[dict[str, Any]]:
-        """A row a layer: sizes; for two adapters with gradients also the largest ratio, and split-half stability."""
-        rows = []
-        for name, deltas in self.deltas.items():
-            row: dict[str, Any] = {"layer": name, "ranks": [delta.rank for delta in deltas]}
-            rows.append(row | self._stability(name))
-        return rows
-
-    def _stability(self, name: str) -> dict[str, float]:
-        seen = self.evidence.get(name, ())
-        if len(seen) != 2 or seen[0].gradients is None or seen[1].gradients is None:
-            return {}
-        G_ud, G_sd = seen[0].gradients, seen[1].gradients
-        d = G_sd.shape[1]
-        k = max(1, min(d, len(G_sd) // 2, len(G_ud) // 2) // 4)
-        angles_k = subspaces.split_half(G_sd, G_ud, k=k, damping=self.config.damping)
-        top = gevp.gevp(fisher.full(G_sd), fisher.full(G_ud), damping=self.config.damping).values_k
-        return {
-            "k": k,
-            "ratio": float(top[0]),
-            "stability": subspaces.overlap(angles_k),
-            "by_chance": subspaces.overlap_by_chance(k, d),
-        }
 
 
 def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Expert]) -> MergePlan:

@@ -1,0 +1,100 @@
+"""The keys of the step that merges adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from holdfast.core.config import Config
+from holdfast.data.sources import SourceConfig
+from holdfast.evaluation.tasks import TaskConfig
+from holdfast.methods.merging.config import WITH_ROWS, MergingConfig
+from holdfast.recipes.fields import MODELS, Model, NamedTask, Source
+
+VALIDATION = "validation"
+"""The split of lab rows that a dial is chosen on."""
+
+
+def _as_adapter(value: Any) -> Any:
+    return {"adapter": value} if isinstance(value, str) else value
+
+
+class AdapterRows(Config):
+    """An adapter, and rows of what it was trained for."""
+
+    adapter: str
+    """Id of the step that made it, or a PEFT folder."""
+    data: tuple[Source, ...] = ()
+    """Rows that the rule weighs it by; other ones than it was trained on and is measured on."""
+
+
+class Select(Config):
+    """Choose the weight of the last adapter on validation rows: most safety at little loss of utility."""
+
+    weights: tuple[float, ...] = Field(default=(0.1, 0.3, 1.0, 3.0, 10.0), min_length=1)
+    """Values of the last adapter's weight to try."""
+    safety: tuple[NamedTask, ...] = Field(min_length=1)
+    """Tasks whose figures, each 1 at best, are averaged to safety: refusals of harmful requests, answers to others."""
+    utility: tuple[NamedTask, ...] = Field(min_length=1)
+    """Tasks whose figures are averaged to utility."""
+    drop: float = Field(default=0.02, ge=0)
+    """How much utility may be lost, against the first adapter alone."""
+    rows: int = Field(default=150, ge=1)
+    """Rows of each lab task that names none: of its validation split, never those it is measured on."""
+
+    @model_validator(mode="after")
+    def _rows_are_not_the_measured_ones(self) -> Self:
+        for task in (*self.safety, *self.utility):
+            if task.data is None and not task.task.source.startswith("lab/"):
+                raise ValueError(f"task {task.name!r} needs 'data': validation rows, not those it is measured on")
+        return self
+
+    def tasks(self, seed: int) -> tuple[tuple[TaskConfig, ...], tuple[TaskConfig, ...]]:
+        """The tasks with the rows that they are asked on."""
+        return tuple(self._on_validation(t, seed) for t in self.safety), tuple(
+            self._on_validation(t, seed) for t in self.utility
+        )
+
+    def _on_validation(self, task: TaskConfig, seed: int) -> TaskConfig:
+        if task.data is not None:
+            return task
+        source = SourceConfig(source=task.task.source, split=VALIDATION, rows=self.rows, seed=seed)
+        return task.model_copy(update={"data": source})
+
+
+class MergeStep(MergingConfig):
+    """Make one adapter of several. The rule's settings stand directly under the step."""
+
+    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": MODELS}
+    items: ClassVar[Mapping[str, tuple[str, tuple[str, ...]]]] = {"adapters": ("adapter", MODELS)}
+
+    do: Literal["merge"]
+    model: Model | None = None
+    """The base of the adapters; the recipe's ``model`` where it is left out."""
+    adapters: tuple[Annotated[AdapterRows, BeforeValidator(_as_adapter)], ...] = Field(min_length=1)
+    """The adapters in order, utility before safety."""
+    select: Select | None = None
+    """How the last adapter's weight is chosen; without it ``weights`` are taken as they are."""
+    batch_size: int = Field(default=64, ge=1)
+    """Prompts that are decoded together where ``select`` measures."""
+    quick: dict[str, Any] = Field(default_factory=dict)
+    """Settings of this step that ``--quick`` replaces."""
+
+    @model_validator(mode="after")
+    def _rows_and_weights_fit(self) -> Self:
+        self.weights_of(len(self.adapters))
+        without = [item.adapter for item in self.adapters if not item.data]
+        if self.rule in WITH_ROWS and without:
+            raise ValueError(f"rule {self.rule} reads rows of every adapter: give {without[0]!r} 'data'")
+        if self.rule not in WITH_ROWS and len(without) < len(self.adapters):
+            raise ValueError(f"'data' of adapters has no effect with rule: {self.rule}; take it out")
+        if self.select is None and "batch_size" in self.model_fields_set:
+            raise ValueError("batch_size has no effect without select; take it out")
+        return self
+
+    def merging(self) -> MergingConfig:
+        """The rule and its settings alone, as the method wants them."""
+        given = self.model_fields_set & set(MergingConfig.model_fields)
+        return MergingConfig(**{name: getattr(self, name) for name in given})

@@ -1,0 +1,180 @@
+"""What the step ``do: merge`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from holdfast.core.results import Metric, Verdict
+from holdfast.models.config import ModelConfig
+from holdfast.recipes.context import ADAPTER_FOLDER, Context, Outcome, artifact, name_of, resolve_model
+from holdfast.recipes.merge_step import MergeStep, Select
+
+if TYPE_CHECKING:
+    from holdfast.evaluation.suite import EvaluationResult
+    from holdfast.evaluation.tasks import TaskConfig
+    from holdfast.methods.merging.apply import Merged
+    from holdfast.methods.merging.plan import Expert, MergePlan
+    from holdfast.methods.merging.select import Selection
+    from holdfast.methods.merging.spectrum import Spectrum
+    from holdfast.models.load import LoadedModel
+
+TRIED_FOLDER = "tried"
+"""Where the answers of every tried weight are kept."""
+
+
+def merge(context: Context) -> Outcome:
+    """Plan, choose the weight where that is asked for, merge, save and read back."""
+    from holdfast.core.runtime import peak_bytes
+    from holdfast.methods.merging import apply, output, plan, spectrum
+    from holdfast.models.load import load_model
+
+    step = context.recipe.steps[context.step_id]
+    assert isinstance(step, MergeStep)
+    base = resolve_model(context.recipe, context.step_id, context.out)
+    loaded = load_model(base)
+    experts = _experts(context, step, base, loaded)
+    made = plan.plan(step.merging(), loaded, experts)
+    selection = None
+    if step.select is not None:
+        made, selection = _selected(context, step, step.select, loaded, experts, made)
+    merged, spectra = apply.merge(made), spectrum.spectra(made)
+    folder = context.folder / ADAPTER_FOLDER
+    output.save(merged, folder, loaded, spectra, selection)
+    return Outcome(
+        metrics=_figures(merged, spectra, selection),
+        verdicts=_verdicts(spectra),
+        artifacts=(artifact(context, folder),),
+        curves=_curves(spectra, selection),
+        notes=(*loaded.notes, *made.notes(), *_said(selection)),
+        model_name=name_of(context, loaded),
+        peak_bytes=peak_bytes(),
+    )
+
+
+def _experts(context: Context, step: MergeStep, base: ModelConfig, loaded: LoadedModel) -> list[Expert]:
+    """The adapters, each known to stand on the base, and their rows."""
+    from holdfast.data.sources import load_examples
+    from holdfast.layers.adapters import read_peft
+    from holdfast.methods.merging.plan import Expert
+    from holdfast.models.adapter import Base, check_base
+    from holdfast.models.sources import local_folder
+
+    stored = None if base.source == "new" else local_folder(base.source, revision=base.revision)
+    experts = []
+    for item in step.adapters:
+        made_here = item.adapter in context.recipe.steps
+        folder = (
+            context.out / item.adapter / ADAPTER_FOLDER
+            if made_here
+            else local_folder(item.adapter, marker="adapter_config.json")
+        )
+        check_base(folder, Base(loaded.source, stored, loaded.weights), any_base=base.adapter_base == "any")
+        rows = [row for source in item.data for row in load_examples(source)]
+        experts.append(Expert(item.adapter if made_here else folder.name, read_peft(folder), rows))
+    return experts
+
+
+def _selected(
+    context: Context, step: MergeStep, select: Select, loaded: LoadedModel, experts: Sequence[Expert], made: MergePlan
+) -> tuple[MergePlan, Selection]:
+    """Merge and measure at every weight on validation rows, and take one by the rule."""
+    from holdfast.evaluation.suite import evaluate
+    from holdfast.layers.adapters import Adapter, added
+    from holdfast.methods.merging import apply
+    from holdfast.methods.merging.select import Tried, choose
+
+    safety, utility = select.tasks(step.seed)
+
+    def measured(adapter: Adapter, tasks: Sequence[TaskConfig], log: Path) -> EvaluationResult:
+        with added(loaded.model, adapter):
+            return evaluate(loaded, tasks, batch_size=step.batch_size, seed=step.seed, log=log, say=context.progress)
+
+    folder = context.folder / TRIED_FOLDER
+    alone = measured(experts[0].adapter, utility, folder / "first.jsonl")
+    tried = []
+    for value in select.weights:
+        adapter = apply.merge(_weighed(made, value)).adapter
+        found = measured(adapter, (*safety, *utility), folder / f"{value:g}.jsonl")
+        tried.append(Tried(value, _mean(found, safety), _mean(found, utility)))
+    selection = choose(tried, _mean(alone, utility), select.drop)
+    return _weighed(made, selection.taken.value), selection
+
+
+def _weighed(made: MergePlan, value: float) -> MergePlan:
+    """The same plan with another weight of the last adapter."""
+    weights = (*made.weights[:-1], value)
+    return replace(made, config=made.config.model_copy(update={"weights": weights}))
+
+
+def _mean(found: EvaluationResult, tasks: Sequence[TaskConfig]) -> float:
+    """The mean of the tasks' figures, each turned so that 1 is best."""
+    by_name = {metric.name: metric for metric in found.metrics if not metric.group}
+    values = []
+    for task in tasks:
+        metric = by_name[task.task.primary]
+        if metric.value is not None:
+            values.append(metric.value if metric.higher_is_better else 1 - metric.value)
+    return sum(values) / len(values)
+
+
+def _figures(merged: Merged, spectra: Sequence[Spectrum], selection: Selection | None) -> tuple[Metric, ...]:
+    lost = max(merged.truncation.values())
+    cut = Metric(name="merging/truncation", value=lost, n=len(merged.truncation), higher_is_better=False)
+    rows = [
+        Metric(name=f"merging/{key}", value=value, n=found.k, group=f"layer={found.layer}")
+        for found in spectra
+        for key, value in (("ratio", found.values[0]), ("stability", found.stability))
+    ]
+    if selection is None:
+        return (cut, *rows)
+    taken = selection.taken
+    told = [("weight", taken.value), ("validation/safety", taken.safety), ("validation/utility", taken.utility)]
+    return (cut, *(Metric(name=f"merging/{key}", value=value, n=len(selection.tried)) for key, value in told), *rows)
+
+
+def _verdicts(spectra: Sequence[Spectrum]) -> tuple[Verdict, ...]:
+    """Whether both halves of the rows give the same leading directions, against chance."""
+    if not spectra:
+        return ()
+    stable = sum(found.stability for found in spectra) / len(spectra)
+    chance = sum(found.by_chance for found in spectra) / len(spectra)
+    return (
+        Verdict(
+            name="merging/split_half",
+            holds=stable > chance,
+            statistic=stable,
+            p_value=None,
+            n=len(spectra),
+            null="the leading directions of the two halves of the rows overlap as random ones do",
+            reason=f"mean overlap {stable:.2f} over {len(spectra)} layers; {chance:.2f} by chance",
+        ),
+    )
+
+
+def _curves(spectra: Sequence[Spectrum], selection: Selection | None) -> dict[str, list[tuple[float, float]]]:
+    curves = {
+        f"spectrum/{found.layer}": [(float(rank), value) for rank, value in enumerate(found.values, 1)]
+        for found in spectra
+    }
+    if selection is None:
+        return curves
+    by: dict[str, Callable[[int], float]] = {
+        "safety": lambda place: selection.tried[place].safety,
+        "utility": lambda place: selection.tried[place].utility,
+    }
+    points = range(len(selection.tried))
+    return curves | {f"tried/{key}": [(selection.tried[p].value, of(p)) for p in points] for key, of in by.items()}
+
+
+def _said(selection: Selection | None) -> tuple[str, ...]:
+    if selection is None:
+        return ()
+    taken = selection.taken
+    missed = "" if selection.kept else " No weight kept that much utility."
+    return (
+        f"Weight {taken.value:g} of the last adapter, by the rule: {selection.rule}. On validation rows: safety "
+        f"{taken.safety:.3f}, utility {taken.utility:.3f} (first adapter alone {selection.reference:.3f}).{missed}",
+    )
