@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from holdfast.core.errors import ConfigError
 from holdfast.layers.adapters import Adapter, LowRank
 from holdfast.layers.core_space import CoreSpace, truncation_error
 from holdfast.methods.merging.config import WITH_ROWS
 from holdfast.methods.merging.curved import merged_cores
-from holdfast.methods.merging.plan import MergePlan
+from holdfast.methods.merging.plan import MergePlan, cores_of
 from holdfast.methods.merging.rules import RuleSettings, merge_layer
 from holdfast.models.load import LoadedModel
 
@@ -69,10 +67,7 @@ def _data_free(plan: MergePlan) -> dict[str, tuple[LowRank, float]]:
 
 def _with_rows(plan: MergePlan) -> dict[str, tuple[LowRank, float]]:
     spaces = {name: CoreSpace.of(deltas) for name, deltas in plan.deltas.items()}
-    cores = [
-        (name, torch.stack([spaces[name].core(delta) for delta in deltas]), plan.evidence[name])
-        for name, deltas in plan.deltas.items()
-    ]
+    cores = [(name, cores_of(spaces[name], deltas), plan.evidence[name]) for name, deltas in plan.deltas.items()]
     made = {}
     for name, M_pq in merged_cores(plan.config, plan.weights, cores).items():
         lost = 0.0 if plan.config.rank is None else truncation_error(M_pq, plan.config.rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -25,7 +26,6 @@ def merged_cores(config: MergingConfig, weights: Sequence[float], layers: Sequen
 
     Raises:
         NumericsError: the evidence does not decide the merge.
-        ConfigError: ``k`` is larger than the layer's directions, or the rule takes two adapters.
     """
     weights_t = torch.tensor(weights, dtype=torch.double)
     if config.rule == "sst_projection":
@@ -110,16 +110,30 @@ def _global_mean(config: MergingConfig, weights_t: Tensor, layers: Sequence[Laye
     return merged
 
 
-def _projections(config: MergingConfig, weights: Sequence[float], layers: Sequence[Layer]) -> dict[str, Tensor]:
-    """The utility update, and the safety update's part in chosen directions."""
-    if len(weights) != 2:
-        raise ConfigError(f"rule sst_projection takes two adapters, utility and then safety: got {len(weights)}.")
-    shares = _layer_weights(config, [name for name, _, _ in layers])
-    merged = {}
+def with_parts(config: MergingConfig, layers: Sequence[Layer]) -> dict[str, tuple[Evidence, ...]]:
+    """By layer, the evidence with the part of the second adapter's change in the chosen directions of `sst_projection`.
+
+    Raises:
+        ConfigError: there are not two adapters, or ``k`` is larger than a layer's directions.
+    """
+    found: dict[str, tuple[Evidence, ...]] = {}
     for number, (name, M_tpq, seen) in enumerate(layers):
+        if len(seen) != 2:
+            raise ConfigError(f"rule sst_projection takes two adapters, utility and then safety: got {len(seen)}.")
         F_u, F_s = (fisher.full(G_nd) for G_nd in _gradients(seen))
         part_d = maths.projected(F_s, F_u, M_tpq[1].flatten(), config.damping, _keep(config, name, number, len(F_u)))
-        merged[name] = weights[0] * M_tpq[0].double() + weights[1] * shares[name] * part_d.reshape(M_tpq.shape[1:])
+        found[name] = (seen[0], replace(seen[1], part=part_d.reshape(M_tpq.shape[1:])))
+    return found
+
+
+def _projections(config: MergingConfig, weights: Sequence[float], layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """The utility update, and the kept part of the safety update."""
+    shares = _layer_weights(config, [name for name, _, _ in layers])
+    merged = {}
+    for name, M_tpq, seen in layers:
+        part_pq = seen[1].part
+        assert part_pq is not None  # plans of this rule have it
+        merged[name] = weights[0] * M_tpq[0].double() + weights[1] * shares[name] * part_pq
     return merged
 
 

@@ -26,6 +26,8 @@ class Evidence:
     """``A_qq``."""
     outputs: Tensor | None = None
     """``G_pp``."""
+    part: Tensor | None = None
+    """``M_pq``: the part of the adapter's own change that a projection keeps."""
 
 
 def gather(

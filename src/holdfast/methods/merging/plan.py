@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
+from torch import Tensor
+
 from holdfast.core.errors import AdapterError, ConfigError, DataError, LayerError, did_you_mean
 from holdfast.curvature.passes import digest
 from holdfast.data.batches import Encoded
@@ -13,6 +16,7 @@ from holdfast.data.examples import Example
 from holdfast.layers.adapters import Adapter, LowRank
 from holdfast.layers.core_space import CoreSpace
 from holdfast.methods.merging.config import WITH_ROWS, MergingConfig
+from holdfast.methods.merging.curved import with_parts
 from holdfast.methods.merging.evidence import Evidence, gather
 from holdfast.methods.merging.rules import missing
 from holdfast.models.load import LoadedModel
@@ -107,6 +111,8 @@ def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Ex
     rows = _encoded(config, loaded, experts)
     spaces = {name: CoreSpace.of(each) for name, each in deltas.items()}
     evidence = gather(config, loaded, [e.adapter for e in experts], rows, spaces)
+    if config.rule == "sst_projection":
+        evidence = with_parts(config, [(name, cores_of(spaces[name], deltas[name]), evidence[name]) for name in names])
     origin = Origin(
         loaded.fingerprint,
         loaded.chat.fingerprint,
@@ -116,6 +122,11 @@ def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Ex
         base,
     )
     return MergePlan(deltas, evidence, paths, config, origin)
+
+
+def cores_of(space: CoreSpace, deltas: Sequence[LowRank]) -> Tensor:
+    """The deltas of one layer in its core space, ``(t, p, q)``."""
+    return torch.stack([space.core(delta) for delta in deltas])
 
 
 def _base(experts: Sequence[Expert]) -> str:
