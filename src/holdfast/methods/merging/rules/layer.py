@@ -57,7 +57,7 @@ def merge_layer(
     assert rank is not None
     if row.turned:
         return _turned(row, name, deltas, weights, settings, rank)
-    return truncated(finite(row.merge(name, deltas, weights, settings), name, rule), rank, settings.seed)
+    return _dense(row, name, deltas, weights, settings, rank)
 
 
 def _heard(row: Rule, deltas: Sequence[LowRank], weights: Sequence[float]) -> tuple[Sequence[LowRank], Sequence[float]]:
@@ -85,6 +85,13 @@ def _in_core_space(
     return space.lift(M_pq.to(space.left_op.dtype), rank), lost
 
 
+def _dense(
+    row: Rule, name: str, deltas: Sequence[LowRank], weights: Sequence[float], settings: RuleSettings, rank: int
+) -> tuple[LowRank, float]:
+    M_oi = finite(row.merge(name, deltas, weights, settings), name, row.name)
+    return truncated(M_oi, rank, [delta.A for delta in deltas], settings.seed)
+
+
 def _turned(
     row: Rule, name: str, deltas: Sequence[LowRank], weights: Sequence[float], settings: RuleSettings, rank: int
 ) -> tuple[LowRank, float]:
@@ -93,5 +100,5 @@ def _turned(
     beside_pk = torch.cat([space.core(delta).double() for delta in deltas], dim=1)
     U_ok = space.left_op @ torch.linalg.svd(beside_pk, full_matrices=False).U.to(space.left_op.dtype)
     few = [replace(delta, B=U_ok.T @ delta.B.to(U_ok.dtype)) for delta in deltas]
-    small, lost = truncated(finite(row.merge(name, few, weights, settings), name, row.name), rank, settings.seed)
+    small, lost = _dense(row, name, few, weights, settings, rank)
     return LowRank(small.A, U_ok.to(small.B.dtype) @ small.B), lost

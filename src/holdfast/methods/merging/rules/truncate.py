@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from holdfast.layers.adapters import LowRank
 
 OVERSAMPLING = 10
-PASSES = 4
+PASSES = 2
 
 
-def truncated(M_oi: Tensor, rank: int, seed: int = 0) -> tuple[LowRank, float]:
-    r"""The leading ``rank`` singular triples of a matrix, nearly: block power iteration on a random sketch.
+def truncated(M_oi: Tensor, rank: int, near_ri: Sequence[Tensor] = (), seed: int = 0) -> tuple[LowRank, float]:
+    r"""The leading ``rank`` singular triples of a matrix, nearly: block power iteration.
 
-    The error is exact for the factors that are returned. It exceeds the smallest possible one by the more the flatter
-    the spectrum: by less than 1 % on merged deltas. Global random state is not touched.
+    The sketch starts from rows that are likely to be near the answer, those of the adapters' ``A``, and some random
+    ones. On deltas merged entry by entry the kept energy is then within 1e-4 of the most that is possible; from random
+    rows alone it took more than 6 passes, as their spectrum is flat. The error is exact for the factors that are
+    returned. Global random state is not touched.
 
     Args:
         M_oi: Float32.
         rank: At most this many; fewer where the matrix has fewer rows or columns.
-        seed: Of the sketch.
+        near_ri: Matrices of rows to start from.
+        seed: Of the random rows.
     Returns:
         Balanced factors, and :math:`\|M - B A\|_F / \|M\|_F`, 0 for a zero matrix.
     Reference:
         Halko, Martinsson & Tropp, SIAM Review 53 (2011), algorithm 4.4.
     """
-    width = min(rank + OVERSAMPLING, *M_oi.shape)
-    sketch_ik = torch.randn(M_oi.shape[1], width, generator=torch.Generator().manual_seed(seed)).to(M_oi)
-    Q_ik = torch.linalg.qr(sketch_ik).Q
+    hints = sum(len(A_ri) for A_ri in near_ri)
+    draw = torch.Generator().manual_seed(seed)
+    random_ki = torch.randn(max(OVERSAMPLING, rank + OVERSAMPLING - hints), M_oi.shape[1], generator=draw)
+    start_ki = torch.cat([random_ki.to(M_oi), *(A_ri.to(M_oi) for A_ri in near_ri)])
+    Q_ik = torch.linalg.qr(start_ki.T).Q
     for _ in range(PASSES):
         Q_ok = torch.linalg.qr(M_oi @ Q_ik).Q
         Q_ik = torch.linalg.qr((Q_ok.T @ M_oi).T).Q
