@@ -5,10 +5,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+from tests.methods.merging.planned import experts
 from tests.training.helpers import config, examples
 from torch import nn
 
 from holdfast.core.config import Config
+from holdfast.layers.adapters import Adapter, added, write_peft
+from holdfast.layers.address import LayerMap, layer_name
+from holdfast.methods.merging import store as merging_store
+from holdfast.methods.merging.config import MergingConfig
+from holdfast.methods.merging.plan import MergePlan
 from holdfast.methods.rotation.config import RotationConfig
 from holdfast.methods.rotation.plan import RotationPlan
 from holdfast.methods.rotation.store import load_plan, save_plan
@@ -25,8 +32,8 @@ class Case:
     """The configuration of a tiny plan; called with ``layers`` and the keys of a variant."""
     variants: Mapping[str, Mapping[str, Any]]
     """Keys that make plans of different kinds, by a name for people; the first is planned on every family."""
-    rows: Sequence[Any]
-    """What planning looks at."""
+    rows: Callable[[LoadedModel], Sequence[Any]]
+    """What planning looks at, beside the model."""
     save: Callable[[Any, Path], None]
     load: Callable[[Path], Any]
     content: Callable[[Any], Mapping[str, Any]]
@@ -35,6 +42,16 @@ class Case:
     """Make of a model what it is before the first step, with what ``apply`` gave."""
     work: Callable[[LoadedModel, Any, Path], nn.Module]
     """Put to use what ``apply`` gave, for a step or two: the model after."""
+    whole: bool = False
+    """Whether the parts of a fused module are planned together, under its own name."""
+
+    def layers(self, loaded: LoadedModel, wanted: Sequence[str]) -> tuple[str, ...]:
+        """The wanted layers under the names that a plan of this model has for them."""
+        layers = LayerMap.of(loaded.model)
+        chosen = layers.select(wanted)
+        if not self.whole:
+            return tuple(layer.name for layer in chosen)
+        return tuple(dict.fromkeys(name for layer in chosen if (name := layer_name(layer.path))))
 
 
 def _rotation_content(made: RotationPlan) -> dict[str, Any]:
@@ -57,6 +74,37 @@ def _rotation_begin(model: nn.Module, hold: Any) -> None:
     Shadows(model.requires_grad_(True), hold).push()
 
 
+def _merging_content(made: MergePlan) -> dict[str, Any]:
+    """Its tensors and where they come from."""
+    deltas = {
+        f"{name}/{t}/{side}": getattr(delta, side)
+        for name, each in made.deltas.items()
+        for t, delta in enumerate(each)
+        for side in "AB"
+    }
+    seen = {
+        f"{name}/{t}/{kind}": getattr(evidence, kind)
+        for name, each in made.evidence.items()
+        for t, evidence in enumerate(each)
+        for kind in merging_store.KINDS
+        if getattr(evidence, kind) is not None
+    }
+    return deltas | seen | {"config": made.config, "origin": made.origin, "paths": dict(made.paths)}
+
+
+def _merging_begin(model: nn.Module, merged: Adapter) -> None:
+    """The adapter is put on, and nothing is asked before it is taken off."""
+    with added(model, merged):
+        pass
+
+
+def _merging_work(loaded: LoadedModel, merged: Adapter, out: Path) -> nn.Module:
+    """Stock PEFT puts it into the weights."""
+    write_peft(merged, out / "adapter")
+    worn: nn.Module = PeftModel.from_pretrained(loaded.model, out / "adapter").merge_and_unload()
+    return worn
+
+
 CASES: dict[str, Case] = {
     "rotation": Case(
         settings=lambda **keys: RotationConfig(**({"frozen_share": 0.25} | keys)),
@@ -65,12 +113,29 @@ CASES: dict[str, Case] = {
             "elements": {"unit": "element", "importance": "abs"},
             "random": {"choose": "random", "space": "random", "scope": "global", "seed": 3},
         },
-        rows=examples(4, seed=7),
+        rows=lambda _: examples(4, seed=7),
         save=save_plan,
         load=load_plan,
         content=_rotation_content,
         begin=_rotation_begin,
         work=_rotation_work,
+    ),
+    "merging": Case(
+        settings=MergingConfig,
+        variants={
+            "gradients": {},
+            "factors": {"fisher": "kfac", "labels": "sampled", "point": "mean", "weights": (1.0, 3.0)},
+            "inputs": {"rule": "regmean", "samples": 3},
+            "projection": {"rule": "sst_projection", "directions": "random", "k": 5, "seed": 3, "rank": 2},
+            "adapters alone": {"rule": "dare_ties", "density": 0.9},
+        },
+        rows=experts,
+        save=merging_store.save_plan,
+        load=merging_store.load_plan,
+        content=_merging_content,
+        begin=_merging_begin,
+        work=_merging_work,
+        whole=True,
     ),
 }
 """By the name of the method."""

@@ -2,6 +2,7 @@
 
 from holdfast.core.registry import Registry
 from holdfast.methods.base import Method
+from holdfast.methods.merging import MERGING
 from holdfast.methods.rotation import ROTATION
 
-METHODS: Registry[Method] = Registry("method", {method.name: method for method in (ROTATION,)})
+METHODS: Registry[Method] = Registry("method", {method.name: method for method in (ROTATION, MERGING)})

@@ -1,0 +1,88 @@
+"""A plan on disk: a safetensors file for each layer, everything else in one JSON.
+
+Layers are written one after another, so that no second copy of all gradients is in memory; read, they are mapped from
+disk and come into memory when they are looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from holdfast.core.errors import DataError
+from holdfast.core.files import folder_atomically
+from holdfast.layers.adapters import LowRank
+from holdfast.methods.merging.config import MergingConfig
+from holdfast.methods.merging.evidence import Evidence
+from holdfast.methods.merging.plan import MergePlan, Origin
+
+HEADER, LAYERS = "plan.json", "layers"
+KINDS = ("gradients", "inputs", "outputs")
+"""What evidence is made of."""
+
+
+def save_plan(made: MergePlan, folder: Path) -> None:
+    """Write a whole plan; an adapter that does not touch a layer has its zero delta there too."""
+    header = {
+        "config": made.config.model_dump(mode="json", exclude_unset=True) | {"rule": made.config.rule},
+        "origin": asdict(made.origin),
+        "paths": dict(made.paths),
+    }
+    with folder_atomically(folder) as fresh:
+        (fresh / LAYERS).mkdir()
+        for name in made.deltas:
+            # two adapters may be one and the same, and safetensors wants a storage of each tensor's own
+            tensors = {key: t.detach().cpu().contiguous().clone() for key, t in _tensors(made, name).items()}
+            save_file(tensors, _of_layer(fresh, name))
+        (fresh / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+
+
+def _tensors(made: MergePlan, name: str) -> dict[str, Tensor]:
+    """Of one layer, by the number of the adapter and what it is."""
+    found = {f"{t}/{side}": getattr(delta, side) for t, delta in enumerate(made.deltas[name]) for side in "AB"}
+    for t, seen in enumerate(made.evidence.get(name, ())):
+        found |= {f"{t}/{kind}": tensor for kind in KINDS if (tensor := getattr(seen, kind)) is not None}
+    return found
+
+
+def load_plan(folder: Path) -> MergePlan:
+    """Read a whole plan, onto the CPU.
+
+    Raises:
+        DataError: the folder holds no plan, or a damaged one.
+    """
+    try:
+        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        paths, config = header["paths"], MergingConfig(**header["config"])
+        origin = Origin(**{key: _frozen(value) for key, value in header["origin"].items()})
+        layers = {name: load_file(_of_layer(folder, name)) for name in paths}
+        count = range(len(origin.names))
+        deltas = {
+            name: tuple(LowRank(found[f"{t}/A"], found[f"{t}/B"]) for t in count) for name, found in layers.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
+        raise DataError(f"Cannot read a merge plan in {folder}: {problem}. Do: plan again.") from problem
+    evidence = (
+        {name: tuple(_evidence(found, t) for t in count) for name, found in layers.items()} if origin.rows else {}
+    )
+    return MergePlan(deltas, evidence, paths, config, origin)
+
+
+def _evidence(found: Mapping[str, Tensor], t: int) -> Evidence:
+    return Evidence(**{kind: found.get(f"{t}/{kind}") for kind in KINDS})
+
+
+def _frozen(value: Any) -> Any:
+    """JSON has lists where an origin has tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _of_layer(folder: Path, name: str) -> Path:
+    return folder / LAYERS / f"{name}.safetensors"
