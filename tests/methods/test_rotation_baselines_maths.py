@@ -5,6 +5,7 @@ import torch
 from tests.close import assert_close
 from torch import Tensor
 
+from holdfast.layers import alignment
 from holdfast.methods.rotation.baselines import maths
 
 
@@ -25,15 +26,15 @@ C = V @ V.T / math.sqrt(float((V * V).sum()))
 @pytest.mark.parametrize(("X", "factor"), [(B, A), (B @ A, None)], ids=["factors", "whole"])
 def test_alignment_similarity_and_penalty_equal_those_of_the_formed_matrix(X: Tensor, factor: Tensor | None) -> None:
     change = B @ A
-    assert_close(maths.toward_alignment(V, X), C @ X, "float64")
+    assert_close(alignment.toward_alignment(V, X), C @ X, "float64")
     cosine = float(((C @ change) * change).sum() / ((C @ change).norm() * change.norm()))
-    assert_close(exact(maths.similarity(V, X, factor)), exact(cosine), "float64")
+    assert_close(exact(alignment.similarity(V, X, factor)), exact(cosine), "float64")
     rest = (torch.eye(9, dtype=torch.float64) - C) @ change
     assert_close(maths.outside_alignment(V, X, factor), (rest**2).sum(), "float64")
 
 
 def test_a_layer_that_did_not_change_is_wholly_like_its_alignment() -> None:
-    assert maths.similarity(V, torch.zeros_like(B), A) == 1.0
+    assert alignment.similarity(V, torch.zeros_like(B), A) == 1.0
 
 
 def test_gradient_of_the_proximal_term_is_rho_times_the_distance() -> None:

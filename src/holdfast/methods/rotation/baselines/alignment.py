@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.layers.address import LayerMap
+from holdfast.layers.alignment import alignments, similarity, toward_alignment
 from holdfast.methods.rotation.baselines import maths
 from holdfast.methods.rotation.baselines.config import Asft, SafeLora
-from holdfast.methods.rotation.baselines.modules import alignments, factors, module_names, weight_of
+from holdfast.methods.rotation.baselines.modules import factors, module_names, weight_of
 from holdfast.methods.rotation.baselines.setup import Job, Setup
 from holdfast.training.companion import Companion
 from holdfast.training.objective import Penalty
@@ -53,7 +54,7 @@ class Projection(Companion):
     def finish(self, model: nn.Module) -> Sequence[str]:
         """Project, and say which."""
         changes = self._alignment.changes(model)
-        like = {name: maths.similarity(self._alignment.V[name], X, A) for name, (X, A) in changes.items()}
+        like = {name: similarity(self._alignment.V[name], X, A) for name, (X, A) in changes.items()}
         chosen = self._chosen(like)
         for name in chosen:
             self._project(model, name)
@@ -73,10 +74,10 @@ class Projection(Companion):
         V_oi = self._alignment.V[name]
         if name not in self._alignment.start:
             B = factors(model)[name].B
-            B.copy_(maths.toward_alignment(V_oi, B.float()))
+            B.copy_(toward_alignment(V_oi, B.float()))
             return
         layers, before = LayerMap.of(model), self._alignment.start[name]
-        layers.write(name, before + maths.toward_alignment(V_oi, layers.read(name).float() - before))
+        layers.write(name, before + toward_alignment(V_oi, layers.read(name).float() - before))
 
 
 def safe_lora(config: SafeLora, job: Job) -> Setup:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from holdfast.layers.alignment import inner, toward_alignment
+
 
 def replayed(task: int, share: float) -> int:
     """How many safety rows make up ``share`` of a mixture with ``task`` others.
@@ -29,33 +31,6 @@ def proximal(pairs: Iterable[tuple[Tensor, Tensor]], rho: float) -> Tensor:
     """
     moved: Tensor = torch.stack([(weight - before).square().sum() for weight, before in pairs]).sum()
     return rho / 2 * moved
-
-
-def toward_alignment(V_oi: Tensor, X_ok: Tensor) -> Tensor:
-    r""":math:`C X` with :math:`C = V V^\top / \|V\|_F`, without forming ``C``.
-
-    ``C`` stands for the projection on the column space of ``V``, the change that aligned the layer. It is not one: its
-    eigenvalues are those of ``V V^T`` over the norm of ``V``, so it also scales.
-
-    Reference:
-        Hsu et al., 2405.16833, equation 1; Yang et al., 2506.08473 take the same matrix.
-    """
-    made_ok: Tensor = V_oi @ (V_oi.T @ X_ok) / torch.linalg.matrix_norm(V_oi)
-    return made_ok
-
-
-def inner(X_ok: Tensor, Y_ok: Tensor, A_ki: Tensor | None = None) -> Tensor:
-    r""":math:`\langle X A, Y A \rangle_F` through ``k x k`` matrices; of ``X`` and ``Y`` themselves without ``A``."""
-    return (X_ok * Y_ok).sum() if A_ki is None else ((X_ok.T @ Y_ok) * (A_ki @ A_ki.T)).sum()
-
-
-def similarity(V_oi: Tensor, X_ok: Tensor, A_ki: Tensor | None = None) -> float:
-    r"""Cosine of :math:`C \Delta W` and :math:`\Delta W = X A` (or ``X``), in float64; 1 where nothing changed."""
-    V_oi, X_ok = V_oi.double(), X_ok.double()
-    A_ki = None if A_ki is None else A_ki.double()
-    CX_ok = toward_alignment(V_oi, X_ok)
-    norms = inner(X_ok, X_ok, A_ki).clamp_min(0).sqrt() * inner(CX_ok, CX_ok, A_ki).clamp_min(0).sqrt()
-    return float(inner(CX_ok, X_ok, A_ki) / norms) if norms else 1.0
 
 
 def outside_alignment(V_oi: Tensor, X_ok: Tensor, A_ki: Tensor | None = None) -> Tensor:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from holdfast.core.errors import ConfigError, LayerError, NumericsError, did_you_mean
+from holdfast.core.errors import LayerError, did_you_mean
 from holdfast.layers.address import LayerMap, layer_name, stored_transposed
-from holdfast.models.load import LoadedModel
 
 
 def module_names(layers: LayerMap, targets: Sequence[str] = ()) -> list[str]:
@@ -64,32 +62,3 @@ def weight_of(layers: LayerMap, name: str) -> Tensor:
     """The trained parameter of a module as ``(o, i)``, with its gradient."""
     parameter = layers.parameter(name)
     return parameter.T if stored_transposed(layers[name].path) else parameter
-
-
-@torch.no_grad()
-def alignments(aligned: LoadedModel, unaligned: LoadedModel, names: Iterable[str]) -> Mapping[str, Tensor]:
-    """``V = W_aligned - W_unaligned`` of each module, ``(o, i)``, float32, on the device of the aligned model.
-
-    Raises:
-        ConfigError: the models are of different shapes or kinds.
-        NumericsError: a module is the same in both, so that it has no direction.
-    """
-    here, there = LayerMap.of(aligned.model), LayerMap.of(unaligned.model)
-    out = {}
-    for name in names:
-        weight = here.read(name).float()
-        other = there.read(name).float() if name in there else None
-        if other is None or other.shape != weight.shape:
-            got = "no such layer" if other is None else f"shape {tuple(other.shape)}"
-            raise ConfigError(
-                f"{unaligned.name} is not {aligned.name} before its alignment: got {got} for {name}, expected shape "
-                f"{tuple(weight.shape)}. Do: give the base model that it was aligned from."
-            )
-        out[name] = weight - other.to(weight.device)
-        if not out[name].any():
-            raise NumericsError(
-                f"{name} is the same in {aligned.name} and {unaligned.name}: got a difference of 0, expected one that "
-                "shows what alignment changed. Do: give the model before its alignment, or leave the layer out of "
-                "lora.targets."
-            )
-    return out
