@@ -1,6 +1,7 @@
 """Streamed second moments against stored activations in float64."""
 
 import json
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from peft import LoraConfig, get_peft_model
 from tests.close import assert_close
 from tests.curvature.oracles import assert_same_state, moment_oracle, setting, state_of
 from tests.zoo import FAMILIES, tiny
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from holdfast.core.errors import ConfigError, DataError, LayerError, NumericsError
-from holdfast.curvature.moments import Moment, load, merge, moments
+from holdfast.curvature.moments import Moment, load, merge, moments, moments_by_block
 from holdfast.curvature.passes import full_precision
 from holdfast.curvature.records import save
 from holdfast.data.batches import Encoded
@@ -348,6 +350,87 @@ def test_dropout_is_off() -> None:
     loaded.model.train()
     found = moments(loaded, rows, layers)
     assert all(torch.equal(found[group].matrix, expected[group].matrix) for group in found)
+
+
+def by_block(loaded: Any, parts: Any, layers: LayerMap, *options: Any) -> dict[str, tuple[Moment, ...]]:
+    """What the consumer got, in its order."""
+    found: dict[str, tuple[Moment, ...]] = {}
+    moments_by_block(loaded, parts, layers, found.__setitem__, *options)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_moments_by_block_are_those_of_whole_forwards_bit_for_bit(family: str) -> None:
+    loaded, rows, layers = setting(family)
+    parts = (rows[::2], rows[1::2])
+    whole = [moments(loaded, part, layers, batch_size=2) for part in parts]
+    found = by_block(loaded, parts, layers, "all", 2)
+    assert list(found) == list(layers.groups())
+    for group, each in found.items():
+        for moment, expected in zip(each, whole, strict=True):
+            assert torch.equal(moment.matrix, expected[group].matrix)
+            assert moment.tokens == expected[group].tokens
+
+
+@pytest.mark.parametrize("tokens", COUNTS)
+def test_moments_by_block_count_the_chosen_tokens_once(tokens: Any) -> None:
+    loaded, rows, layers = setting("gemma3")
+    layers = layers.select(["layers.1.down_proj", "layers.0.v_proj"])
+    expected = moment_oracle(loaded, rows, layers, COUNTS[tokens])
+    found = by_block(loaded, [rows], layers, tokens, 4)
+    assert list(found) == ["layers.0.attention_input", "layers.1.mlp_output"]
+    for layer in layers:
+        (moment,) = found[layer.group]
+        assert_close(moment.matrix, expected[layer.name])
+        assert moment.tokens == sum(COUNTS[tokens](row, t) for row in rows for t in range(len(row)))
+
+
+def test_moments_by_block_hold_one_block_at_a_time() -> None:
+    loaded, rows, layers = setting()
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def consume(group: str, found: tuple[Moment, ...]) -> None:
+        nonlocal most
+        alive.extend(weakref.ref(moment.matrix) for moment in found)
+        most = max(most, sum(ref() is not None for ref in alive))
+
+    moments_by_block(loaded, (rows[::2], rows[1::2]), layers, consume)
+    assert (len(alive), most) == (16, 2)
+
+
+def test_moments_by_block_leave_the_model_as_it_was_even_when_the_consumer_fails() -> None:
+    loaded, rows, layers = setting()
+    loaded.model.train()
+    before = state_of(loaded.model)
+    moments_by_block(loaded, [rows], layers, lambda group, found: None)
+    assert_same_state(loaded.model, before)
+    with pytest.raises(KeyboardInterrupt):
+        moments_by_block(loaded, [rows], layers, stop)
+    assert_same_state(loaded.model, before)
+    assert not any("forward" in vars(block) for block in layers.blocks())
+
+
+def stop(group: str, found: tuple[Moment, ...]) -> None:
+    raise KeyboardInterrupt
+
+
+def test_moments_by_block_name_layers_and_row_of_an_activation_that_is_not_finite() -> None:
+    loaded, rows, layers = setting()
+    with torch.no_grad():
+        loaded.model.get_parameter("model.layers.0.mlp.up_proj.weight")[0] = torch.nan
+    with pytest.raises(NumericsError, match=r"input of layers.0.down_proj on row 'row-"):
+        by_block(loaded, [rows], layers)
+
+
+def test_moments_by_block_refuse_what_moments_refuse() -> None:
+    loaded, rows, layers = setting()
+    with pytest.raises(DataError, match="got 0 rows"):
+        by_block(loaded, (rows, []), layers)
+    with pytest.raises(ConfigError, match="Did you mean 'response'"):
+        by_block(loaded, [rows], layers, "respons")
+    with pytest.raises(LayerError, match="layers of another LlamaForCausalLM"):
+        by_block(loaded, [rows], LayerMap.of(tiny("llama", seed=1).model))
 
 
 def prompts_only(rows: list[Encoded]) -> list[Encoded]:

@@ -1,11 +1,13 @@
 """Streaming second moments of layer inputs: ``C = sum over tokens of h h^T``, no activation kept.
 
+`moments` sums those of all layers in one pass over the rows, `moments_by_block` a decoder block's after another.
+
 Letters in names: ``i`` inputs of a layer, ``b`` rows of a batch, ``t`` tokens, ``n`` chosen tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,15 +17,18 @@ from torch import Tensor
 from holdfast.core.errors import ConfigError, DataError, NumericsError, did_you_mean
 from holdfast.curvature.passes import check_pass, digest, full_precision, longest_first, untouched
 from holdfast.curvature.records import Moment, Moments, Origin, Saved, check_same, load, merge, save
+from holdfast.curvature.walk import block_by_block
 from holdfast.data.batches import Encoded, collate
 from holdfast.layers.address import Layer, LayerMap
 from holdfast.layers.capture import capture
 from holdfast.models.load import LoadedModel
 
-__all__ = ["Moment", "Moments", "TokenChoice", "load", "merge", "moments"]
+__all__ = ["Moment", "Moments", "TokenChoice", "load", "merge", "moments", "moments_by_block"]
 
 TokenChoice = Literal["all", "prompt", "response"]
 """Which tokens of a row: those to be learnt (``response``: the answer and its end of turn), the others, or both."""
+MomentConsumer = Callable[[str, tuple[Moment, ...]], None]
+"""Called with a group and its moments, one a part of the rows; they are the consumer's to keep or to let go."""
 
 
 def moments(  # noqa: PLR0913 - the one door to second moments; all but three are optional keywords
@@ -44,8 +49,7 @@ def moments(  # noqa: PLR0913 - the one door to second moments; all but three ar
     depend on batch size, padding or order beyond rounding, and `merge` of parts of the rows gives the whole.
 
     One matrix a group is held, beside the model and one batch: an input of width ``i`` takes ``4 i^2`` bytes in
-    float32. Where all do not fit, call it for some layers at a time (``layers.select("layers.0.*")``), at one pass over
-    the rows each.
+    float32. Where all do not fit, use `moments_by_block`.
 
     Args:
         tokens: Which tokens of each row.
@@ -88,6 +92,60 @@ def moments(  # noqa: PLR0913 - the one door to second moments; all but three ar
     return found
 
 
+def moments_by_block(
+    loaded: LoadedModel,
+    parts: Sequence[Sequence[Encoded]],
+    layers: LayerMap,
+    consume: MomentConsumer,
+    tokens: TokenChoice = "all",
+    batch_size: int = 16,
+) -> None:
+    """Call ``consume`` once for each group, in model order, with the float32 moments that `moments` gives of each part.
+
+    Rows go through one decoder block after another, in the batches of `moments`; up to the last block that has a
+    selected layer, it is the work of one forward. Beside the model and one batch it holds the matrices of one block's
+    groups, one a part, and the hidden states of all rows (`block_by_block`).
+
+    Args:
+        parts: Rows whose moments are kept apart.
+        tokens: Which tokens of each row.
+        batch_size: Rows in one forward.
+    Raises:
+        ConfigError: An argument is out of range.
+        DataError: A part has no rows or no chosen token, or a row is too long for the model.
+        LayerError: The layers belong to another model.
+        NumericsError: An activation is not finite (names layer and row), or a sum overflows.
+    """
+    _check_options(tokens, torch.float32, None, None)
+    sums, work = [], []
+    for rows in parts:
+        check_pass(loaded, rows, layers, batch_size)
+        ordered = [rows[n] for n in longest_first(rows)]
+        chosen = _chosen(ordered, tokens, None)
+        sums.append(_Sums(layers, torch.float32))
+        spans = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
+        work += [(sums[-1], ordered[span], chosen[span]) for span in spans]
+    batches = [collate(rows, loaded.chat.pad_id) for _, rows, _ in work]
+    groups = layers.groups().items()
+    now = sums[0]
+
+    def add(layer: Layer, a_bti: Tensor) -> None:
+        now.add(layer, a_bti)
+
+    with (
+        untouched(loaded.model),
+        block_by_block(loaded.model, layers.blocks(), batches) as walk,
+        capture(layers, consume=add),
+    ):
+        for block in range(1 + max(layer.block for layer in layers)):
+            for number, (now, rows, chosen) in enumerate(work):
+                now.open(rows, chosen)
+                walk.run(block, number)
+                now.close(counted=block > 0)
+            for group in [group for group, members in groups if members[0].block == block]:
+                consume(group, tuple(part.take(group) for part in sums))
+
+
 class _Sums:
     """The sums so far, and the batch that is being read."""
 
@@ -123,10 +181,11 @@ class _Sums:
         with full_precision(h_ni.device):
             sum_ii.addmm_(h_ni.T, h_ni)
 
-    def close(self) -> None:
-        """Count the batch that was read."""
-        self._tokens += int(self._chosen.sum())
-        self.rows_done += len(self._rows)
+    def close(self, counted: bool = False) -> None:
+        """Count the batch that was read, once however often it is."""
+        if not counted:
+            self._tokens += int(self._chosen.sum())
+            self.rows_done += len(self._rows)
 
     def raw(self) -> Moments:
         """The sums as they are, to go on from: symmetric up to rounding.
@@ -134,20 +193,28 @@ class _Sums:
         Raises:
             NumericsError: A sum is not finite.
         """
-        for group, sum_ii in self._matrices.items():
-            if not bool(torch.isfinite(sum_ii).all()):
-                raise NumericsError(
-                    f"second moment of {group} overflows: got infinity in {sum_ii.dtype} after {self._tokens} tokens, "
-                    "expected finite sums of finite activations. Do: use dtype float64."
-                )
-        return {group: Moment(group, self._matrices[group], self._tokens) for group in self._groups}
+        return {group: self._moment(group, self._matrices[group]) for group in self._groups}
 
     def symmetric(self) -> Moments:
-        """The sums, exactly symmetric: a kernel may round ``C_ij`` and ``C_ji`` differently. Takes them over."""
-        for group in self._groups:
-            sum_ii = self._matrices.pop(group)
-            self._matrices[group] = (sum_ii + sum_ii.T).div_(2)
-        return self.raw()
+        """The sums, exactly symmetric. Takes them over."""
+        return {group: self.take(group) for group in self._groups}
+
+    def take(self, group: str) -> Moment:
+        """One sum, exactly symmetric: a kernel may round ``C_ij`` and ``C_ji`` differently. It is not kept here.
+
+        Raises:
+            NumericsError: It is not finite.
+        """
+        sum_ii = self._matrices.pop(group)
+        return self._moment(group, (sum_ii + sum_ii.T).div_(2))
+
+    def _moment(self, group: str, sum_ii: Tensor) -> Moment:
+        if not bool(torch.isfinite(sum_ii).all()):
+            raise NumericsError(
+                f"second moment of {group} overflows: got infinity in {sum_ii.dtype} after {self._tokens} tokens, "
+                "expected finite sums of finite activations. Do: use dtype float64."
+            )
+        return Moment(group, sum_ii, self._tokens)
 
     def _check_finite(self, layer: Layer, h_ni: Tensor) -> None:
         finite_n = torch.isfinite(h_ni).all(-1)

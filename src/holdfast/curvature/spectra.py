@@ -32,7 +32,9 @@ def eigenbasis(C_ii: Tensor, name: str = "a layer's input") -> tuple[Tensor, Ten
             beyond the rounding of its own type.
     """
     wide_ii, slack = _checked(C_ii, name)
-    s_i, U_ii = torch.linalg.eigh((wide_ii + wide_ii.T) / 2)
+    wide_ii = (wide_ii + wide_ii.T).div_(2)
+    s_i, U_ii = torch.linalg.eigh(wide_ii)
+    del wide_ii  # a layer's input may be tens of thousands wide: no more copies at a time than needed
     smallest = float(s_i[0])
     if smallest < -slack:
         raise NumericsError(
@@ -63,7 +65,7 @@ def _checked(C_ii: Tensor, name: str) -> tuple[Tensor, float]:
         raise NumericsError(
             f"second moment of {name} is zero: got no energy at all. Do: give rows with tokens in them."
         )
-    asymmetry = float((wide_ii - wide_ii.T).abs().max())
+    asymmetry = float((wide_ii - wide_ii.T).abs_().max())
     if asymmetry > slack:
         raise NumericsError(
             f"second moment of {name} is not symmetric: got C_ij and C_ji {asymmetry:.3g} apart, expected at most "

@@ -300,6 +300,10 @@ class LayerMap:
             groups[layer.group] = (*groups.get(layer.group, ()), layer)
         return groups
 
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """All decoder blocks, in the order in which the model runs them; `Layer.block` counts them."""
+        return tuple(cast(nn.ModuleList, self.base.get_submodule(_family_of(self.base).blocks)))
+
     def module(self, name: str) -> nn.Module:
         """The module that owns the layer's weight, below any PEFT wrapper; a fused module serves all its parts."""
         return _stored(self.base, self[name].path)
