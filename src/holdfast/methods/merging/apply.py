@@ -71,7 +71,7 @@ def _with_rows(plan: MergePlan) -> dict[str, tuple[LowRank, float]]:
     made = {}
     for name, M_pq in merged_cores(plan.config, plan.weights, cores).items():
         lost = 0.0 if plan.config.rank is None else truncation_error(M_pq, plan.config.rank)
-        made[name] = spaces[name].lift(M_pq.to(spaces[name].left_op.dtype), plan.config.rank), lost
+        made[name] = spaces[name].lift(M_pq.to(spaces[name].left_op), plan.config.rank), lost
     return made
 
 

@@ -28,12 +28,18 @@ def merged_cores(config: MergingConfig, weights: Sequence[float], layers: Sequen
         NumericsError: the evidence does not decide the merge.
     """
     weights_t = torch.tensor(weights, dtype=torch.double)
+    layers = _beside_evidence(layers)
     if config.rule == "sst_projection":
         return _projections(config, weights, layers)
     if config.rule == "sst" and config.fisher == "global":
         return _global_mean(config, weights_t, layers)
     mean = _regmean if config.rule == "regmean" else MEANS["diagonal" if config.rule == "fisher" else config.fisher]
     return {name: mean(config, weights_t, (name, M_tpq, seen)) for name, M_tpq, seen in layers}
+
+
+def _beside_evidence(layers: Sequence[Layer]) -> list[Layer]:
+    """The cores on the device where the evidence was found."""
+    return [(name, M_tpq.to(seen[0].device), seen) for name, M_tpq, seen in layers]
 
 
 def _gradients(seen: Sequence[Evidence]) -> list[Tensor]:
@@ -50,7 +56,7 @@ def _full(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
     name, M_tpq, seen = layer
     phi_td, G_tnd = M_tpq.flatten(1), _gradients(seen)
     if phi_td.shape[1] > DENSE:
-        return maths.sampled_mean(G_tnd, phi_td, weights_t, config.damping).reshape(M_tpq.shape[1:])
+        return maths.sampled_mean(G_tnd, phi_td, weights_t, config.damping, name).reshape(M_tpq.shape[1:])
     F_tdd = torch.stack([fisher.full(G_nd) for G_nd in G_tnd])
     return maths.quadratic_mean(F_tdd, phi_td, weights_t, config.damping, name).reshape(M_tpq.shape[1:])
 
@@ -62,9 +68,9 @@ def _block(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
 
 
 def _kfac(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
-    _, M_tpq, seen = layer
+    name, M_tpq, seen = layer
     factors = [(each.inputs, each.outputs) for each in seen if each.inputs is not None and each.outputs is not None]
-    return maths.kronecker_mean(factors, M_tpq, weights_t, config.damping)
+    return maths.kronecker_mean(factors, M_tpq, weights_t, config.damping, name)
 
 
 def _diagonal(
@@ -89,18 +95,21 @@ MEANS: Mapping[str, Callable[[MergingConfig, Tensor, Layer], Tensor]] = {
 
 def _global_mean(config: MergingConfig, weights_t: Tensor, layers: Sequence[Layer]) -> dict[str, Tensor]:
     """All layers together, in the span of the samples: Fisher matrices with every entry between layers."""
-    sizes = [len(G_nd) for G_nd in _gradients(layers[0][2])]
-    n, d = sum(sizes), sum(M_tpq[0].numel() for _, M_tpq, _ in layers)
-    of_n = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    K_nn, own_n = torch.zeros(n, n, dtype=torch.double), torch.zeros(n, len(sizes), dtype=torch.double)
+    device = layers[0][2][0].device
+    sizes_t = torch.tensor([len(G_nd) for G_nd in _gradients(layers[0][2])], device=device)
+    weights_t, count = weights_t.to(device), len(sizes_t)
+    n, d = int(sizes_t.sum()), sum(M_tpq[0].numel() for _, M_tpq, _ in layers)
+    of_n = torch.repeat_interleave(torch.arange(count, device=device), sizes_t)
+    K_nn = torch.zeros(n, n, dtype=torch.double, device=device)
+    own_nt = torch.zeros(n, count, dtype=torch.double, device=device)
     for _, M_tpq, seen in layers:
         G_nd = torch.cat(_gradients(seen)).double()
         K_nn += G_nd @ G_nd.T
-        own_n += G_nd @ M_tpq.flatten(1).double().T
-    eps_t = config.damping * torch.stack([K_nn.diagonal()[of_n == t].mean() / d for t in range(len(sizes))])
+        own_nt += G_nd @ M_tpq.flatten(1).double().T
+    eps_t = config.damping * torch.stack([K_nn.diagonal()[of_n == t].mean() / d for t in range(count)])
     shares_t = eps_t * weights_t / (eps_t @ weights_t)
-    asked_n = own_n.gather(1, of_n[:, None])[:, 0] - own_n @ shares_t
-    w_n = (weights_t / torch.tensor(sizes))[of_n]
+    asked_n = own_nt.gather(1, of_n[:, None])[:, 0] - own_nt @ shares_t
+    w_n = (weights_t / sizes_t)[of_n]
     gamma_n = gram.gram_solve(K_nn, w_n, asked_n, damping=float(eps_t @ weights_t))
     merged = {}
     for name, M_tpq, seen in layers:
@@ -117,7 +126,7 @@ def with_parts(config: MergingConfig, layers: Sequence[Layer]) -> dict[str, tupl
         ConfigError: there are not two adapters, or ``k`` is larger than a layer's directions.
     """
     found: dict[str, tuple[Evidence, ...]] = {}
-    for number, (name, M_tpq, seen) in enumerate(layers):
+    for number, (name, M_tpq, seen) in enumerate(_beside_evidence(layers)):
         if len(seen) != 2:
             raise ConfigError(f"rule sst_projection takes two adapters, utility and then safety: got {len(seen)}.")
         F_u, F_s = (fisher.full(G_nd) for G_nd in _gradients(seen))

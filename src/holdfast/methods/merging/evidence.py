@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from holdfast.curvature.fisher import core_factors, core_gradients
@@ -26,8 +27,16 @@ class Evidence:
     """``A_qq``."""
     outputs: Tensor | None = None
     """``G_pp``."""
+
     part: Tensor | None = None
     """``M_pq``: the part of the adapter's own change that a projection keeps."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it was found, and where the merge is computed."""
+        found = self.inputs if self.gradients is None else self.gradients
+        assert found is not None  # one of them is always there
+        return found.device
 
 
 def gather(

@@ -115,7 +115,7 @@ def block_mean(F_tpqq: Tensor, M_tpq: Tensor, weights_t: Tensor, damping: float,
 
 
 def kronecker_mean(
-    factors: Sequence[tuple[Tensor, Tensor]], M_tpq: Tensor, weights_t: Tensor, damping: float
+    factors: Sequence[tuple[Tensor, Tensor]], M_tpq: Tensor, weights_t: Tensor, damping: float, name: str = "a layer"
 ) -> Tensor:
     """`quadratic_mean` with Fisher matrices ``G (x) A``, by conjugate gradients.
 
@@ -124,7 +124,7 @@ def kronecker_mean(
     Returns:
         ``M_pq`` in float64.
     Raises:
-        NumericsError: no convergence.
+        NumericsError: no evidence, or no convergence.
     Reference:
         Tam et al., Merging by matching models in task parameter subspaces (TMLR 2024).
     """
@@ -141,10 +141,20 @@ def kronecker_mean(
         return sum((weighted(t, M_pq) for t in range(len(wide))), torch.zeros_like(M_pq)).reshape(M_d.shape)
 
     wanted_pq = sum((weighted(t, M_pq.double()) for t, M_pq in enumerate(M_tpq)), torch.zeros(()))
-    return conjugate_gradients(whole, wanted_pq.reshape(-1), steps=STEPS).reshape(M_tpq.shape[1:])
+    diagonal_pq = sum(
+        (
+            weight * (torch.outer(G.diagonal(), A.diagonal()) + e)
+            for weight, (A, G), e in zip(weights, wide, eps, strict=True)
+        ),
+        torch.zeros(()),
+    )
+    found_d = _solved(whole, wanted_pq.reshape(-1), diagonal_pq.reshape(-1), 1e-8, name)
+    return found_d.reshape(M_tpq.shape[1:])
 
 
-def sampled_mean(G_tnd: Sequence[Tensor], phi_td: Tensor, weights_t: Tensor, damping: float) -> Tensor:
+def sampled_mean(
+    G_tnd: Sequence[Tensor], phi_td: Tensor, weights_t: Tensor, damping: float, name: str = "a layer"
+) -> Tensor:
     """`quadratic_mean` of Fisher matrices ``G^T G / n`` that are never made: for many adapters, where ``d`` is large.
 
     Args:
@@ -152,7 +162,7 @@ def sampled_mean(G_tnd: Sequence[Tensor], phi_td: Tensor, weights_t: Tensor, dam
     Returns:
         ``phi_d`` in float64.
     Raises:
-        NumericsError: no convergence.
+        NumericsError: no evidence, or no convergence.
     """
     weights = [float(weight) for weight in weights_t]
     eps = [damping * float(G_nd.double().square().sum()) / G_nd.numel() for G_nd in G_tnd]
@@ -166,7 +176,23 @@ def sampled_mean(G_tnd: Sequence[Tensor], phi_td: Tensor, weights_t: Tensor, dam
         return sum((weighted(t, v_d) for t in range(len(weights))), torch.zeros_like(v_d))
 
     wanted_d = sum((weighted(t, phi_d.double()) for t, phi_d in enumerate(phi_td)), torch.zeros(()))
-    return conjugate_gradients(whole, wanted_d, tolerance=1e-6, steps=STEPS)
+    diagonal_d = sum(
+        (weight * (G.double().square().mean(0) + e) for weight, G, e in zip(weights, G_tnd, eps, strict=True)),
+        torch.zeros(()),
+    )
+    return _solved(whole, wanted_d, diagonal_d, 1e-6, name)
+
+
+def _solved(apply: Callable[[Tensor], Tensor], b_d: Tensor, diagonal_d: Tensor, tolerance: float, name: str) -> Tensor:
+    """``M x = b`` with ``M``'s diagonal at hand, by conjugate gradients."""
+    if not bool((diagonal_d > 0).all()):
+        raise NumericsError(
+            f"Fisher matrices of {name} do not decide the merge: got 0 or less for {int((diagonal_d <= 0).sum())} of "
+            f"{len(diagonal_d)} coordinates, expected more. Do: raise damping, or give rows with gradients."
+        )
+    return conjugate_gradients(
+        apply, b_d, tolerance=tolerance, steps=STEPS, precondition=lambda v_d: v_d / diagonal_d.to(v_d)
+    )
 
 
 def input_mean(A_tqq: Tensor, M_tpq: Tensor, weights_t: Tensor, damping: float, name: str = "a layer") -> Tensor:
@@ -222,7 +248,8 @@ def drawn(k: int, seed: int, found: Directions, B_dd: Tensor) -> tuple[Tensor, T
     generator = torch.Generator().manual_seed(seed)
     X_dk = torch.randn(len(B_dd), k, generator=generator, dtype=torch.double).to(B_dd.device)
     L_kk = torch.linalg.cholesky(X_dk.T @ B_dd @ X_dk)
-    return torch.linalg.solve_triangular(L_kk, X_dk.T, upper=False).T, torch.ones(k, dtype=torch.double)
+    V_kd = torch.linalg.solve_triangular(L_kk, X_dk.T, upper=False)
+    return V_kd.T, torch.ones(k, dtype=torch.double, device=B_dd.device)
 
 
 def most_used(k: int, found: Directions, B_dd: Tensor) -> tuple[Tensor, Tensor]:

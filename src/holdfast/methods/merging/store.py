@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from holdfast.methods.merging.evidence import Evidence
 from holdfast.methods.merging.plan import MergePlan, Origin
 
 HEADER, LAYERS = "plan.json", "layers"
-KINDS = ("gradients", "inputs", "outputs")
+KINDS = tuple(field.name for field in fields(Evidence))
 """What evidence is made of."""
 
 
