@@ -30,11 +30,9 @@ class AdapterRows(Config):
     """Rows that the rule weighs it by; other ones than it was trained on and is measured on."""
 
 
-class Select(Config):
-    """Choose the weight of the last adapter on validation rows: most safety at little loss of utility."""
+class Validation(Config):
+    """What a dial is chosen by: figures on validation rows."""
 
-    weights: tuple[float, ...] = Field(default=(0.1, 0.3, 1.0, 3.0, 10.0), min_length=1)
-    """Values of the last adapter's weight to try."""
     safety: tuple[NamedTask, ...] = Field(min_length=1)
     """Tasks whose figures, each 1 at best, are averaged to safety: refusals of harmful requests, answers to others."""
     utility: tuple[NamedTask, ...] = Field(min_length=1)
@@ -62,6 +60,13 @@ class Select(Config):
             return task
         source = SourceConfig(source=task.task.source, split=VALIDATION, rows=self.rows, seed=seed)
         return task.model_copy(update={"data": source})
+
+
+class Select(Validation):
+    """Choose the weight of the last adapter on validation rows: most safety at little loss of utility."""
+
+    weights: tuple[float, ...] = Field(default=(0.1, 0.3, 1.0, 3.0, 10.0), min_length=1)
+    """Values of the last adapter's weight to try."""
 
 
 class MergeStep(MergingConfig):

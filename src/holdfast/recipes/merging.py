@@ -13,6 +13,7 @@ from holdfast.recipes.context import ADAPTER_FOLDER, Context, Outcome, artifact,
 from holdfast.recipes.merge_step import MergeStep, Select
 
 if TYPE_CHECKING:
+    from holdfast.data.sources import SourceConfig
     from holdfast.evaluation.suite import EvaluationResult
     from holdfast.evaluation.tasks import TaskConfig
     from holdfast.methods.merging.apply import Merged
@@ -45,9 +46,9 @@ def merge(context: Context) -> Outcome:
     output.save(merged, folder, loaded, spectra, selection)
     return Outcome(
         metrics=_figures(merged, spectra, selection),
-        verdicts=_verdicts(spectra),
+        verdicts=split_half(spectra),
         artifacts=(artifact(context, folder),),
-        curves=_curves(spectra, selection),
+        curves=curves(spectra, selection),
         notes=(*loaded.notes, *made.notes(), *_said(selection)),
         model_name=name_of(context, loaded),
         peak_bytes=peak_bytes(),
@@ -55,7 +56,13 @@ def merge(context: Context) -> Outcome:
 
 
 def _experts(context: Context, step: MergeStep, base: ModelConfig, loaded: LoadedModel) -> list[Expert]:
-    """The adapters, each known to stand on the base, and their rows."""
+    return [expert_of(context, item.adapter, item.data, base, loaded) for item in step.adapters]
+
+
+def expert_of(
+    context: Context, adapter: str, data: Sequence[SourceConfig], base: ModelConfig, loaded: LoadedModel
+) -> Expert:
+    """An adapter of a step or in a folder, known to stand on the base, and its rows."""
     from holdfast.data.sources import load_examples
     from holdfast.layers.adapters import read_peft
     from holdfast.methods.merging.plan import Expert
@@ -63,18 +70,13 @@ def _experts(context: Context, step: MergeStep, base: ModelConfig, loaded: Loade
     from holdfast.models.sources import local_folder
 
     stored = None if base.source == "new" else local_folder(base.source, revision=base.revision)
-    experts = []
-    for item in step.adapters:
-        made_here = item.adapter in context.recipe.steps
-        folder = (
-            context.out / item.adapter / ADAPTER_FOLDER
-            if made_here
-            else local_folder(item.adapter, marker="adapter_config.json")
-        )
-        check_base(folder, Base(loaded.source, stored, loaded.weights), any_base=base.adapter_base == "any")
-        rows = [row for source in item.data for row in load_examples(source)]
-        experts.append(Expert(item.adapter if made_here else folder.name, read_peft(folder), rows))
-    return experts
+    made_here = adapter in context.recipe.steps
+    folder = (
+        context.out / adapter / ADAPTER_FOLDER if made_here else local_folder(adapter, marker="adapter_config.json")
+    )
+    check_base(folder, Base(loaded.source, stored, loaded.weights), any_base=base.adapter_base == "any")
+    rows = [row for source in data for row in load_examples(source)]
+    return Expert(adapter if made_here else folder.name, read_peft(folder), rows)
 
 
 def _selected(
@@ -98,8 +100,8 @@ def _selected(
     for value in select.weights:
         adapter = apply.merge(_weighed(made, value)).adapter
         found = measured(adapter, (*safety, *utility), folder / f"{value:g}.jsonl")
-        tried.append(Tried(value, _mean(found, safety), _mean(found, utility)))
-    selection = choose(tried, _mean(alone, utility), select.drop)
+        tried.append(Tried(value, mean_figure(found, safety), mean_figure(found, utility)))
+    selection = choose(tried, mean_figure(alone, utility), select.drop)
     return _weighed(made, selection.taken.value), selection
 
 
@@ -109,7 +111,7 @@ def _weighed(made: MergePlan, value: float) -> MergePlan:
     return replace(made, config=made.config.model_copy(update={"weights": weights}))
 
 
-def _mean(found: EvaluationResult, tasks: Sequence[TaskConfig]) -> float:
+def mean_figure(found: EvaluationResult, tasks: Sequence[TaskConfig]) -> float:
     """The mean of the tasks' figures, each turned so that 1 is best."""
     by_name = {metric.name: metric for metric in found.metrics if not metric.group}
     values = []
@@ -135,7 +137,7 @@ def _figures(merged: Merged, spectra: Sequence[Spectrum], selection: Selection |
     return (cut, *(Metric(name=f"merging/{key}", value=value, n=len(selection.tried)) for key, value in told), *rows)
 
 
-def _verdicts(spectra: Sequence[Spectrum]) -> tuple[Verdict, ...]:
+def split_half(spectra: Sequence[Spectrum], method: str = "merging") -> tuple[Verdict, ...]:
     """Whether both halves of the rows give the same leading directions, against chance."""
     if not spectra:
         return ()
@@ -143,7 +145,7 @@ def _verdicts(spectra: Sequence[Spectrum]) -> tuple[Verdict, ...]:
     chance = sum(found.by_chance for found in spectra) / len(spectra)
     return (
         Verdict(
-            name="merging/split_half",
+            name=f"{method}/split_half",
             holds=stable > chance,
             statistic=stable,
             p_value=None,
@@ -154,19 +156,20 @@ def _verdicts(spectra: Sequence[Spectrum]) -> tuple[Verdict, ...]:
     )
 
 
-def _curves(spectra: Sequence[Spectrum], selection: Selection | None) -> dict[str, list[tuple[float, float]]]:
-    curves = {
-        f"spectrum/{found.layer}": [(float(rank), value) for rank, value in enumerate(found.values, 1)]
-        for found in spectra
+def curves(spectra: Sequence[Spectrum], selection: Selection | None) -> dict[str, list[tuple[float, float]]]:
+    """The spectra of all layers, and what was measured over the values of the dial."""
+    found = {
+        f"spectrum/{each.layer}": [(float(rank), value) for rank, value in enumerate(each.values, 1)]
+        for each in spectra
     }
     if selection is None:
-        return curves
+        return found
     by: dict[str, Callable[[int], float]] = {
         "safety": lambda place: selection.tried[place].safety,
         "utility": lambda place: selection.tried[place].utility,
     }
     points = range(len(selection.tried))
-    return curves | {f"tried/{key}": [(selection.tried[p].value, of(p)) for p in points] for key, of in by.items()}
+    return found | {f"tried/{key}": [(selection.tried[p].value, of(p)) for p in points] for key, of in by.items()}
 
 
 def _said(selection: Selection | None) -> tuple[str, ...]:

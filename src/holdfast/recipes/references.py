@@ -13,7 +13,7 @@ RESERVED_IDS = ("lab", "new")
 """Words that mean a model source and therefore cannot name a step."""
 
 STEP_ID = r"^[a-z][a-z0-9_-]*$"
-MODEL_KEYS = (".model", ".unaligned", ".adapter")
+MODEL_KEYS = (".model", ".unaligned", ".adapter", ".tuned")
 """Keys that may name a step, and as well a model from elsewhere."""
 
 

@@ -18,6 +18,7 @@ from holdfast.recipes.fields import MODELS, Model, NamedTask, Source, Suites, as
 from holdfast.recipes.holds import hold_problems
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.references import as_list, reference_problems
+from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.seeds import expand_seeds, row_problems, with_seed
 from holdfast.training.config import TrainConfig
 
@@ -219,7 +220,7 @@ class TableStep(Config):
 
 
 Step = Annotated[
-    TrainStep | EvaluateStep | CompareStep | TableStep | BasisStep | ImportanceStep | MaskStep | MergeStep,
+    TrainStep | EvaluateStep | CompareStep | TableStep | BasisStep | ImportanceStep | MaskStep | MergeStep | RepairStep,
     Field(discriminator="do"),
 ]
 

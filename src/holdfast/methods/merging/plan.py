@@ -101,7 +101,7 @@ def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Ex
     except ValueError as problem:
         raise ConfigError(f"Cannot merge: {problem}. Do: change weights.") from problem
     base = _base(experts)
-    names = _chosen(config.layers, experts)
+    names = chosen(config.layers, experts)
     deltas = {name: _beside(name, experts) for name in names}
     paths = {name: next(e.adapter.paths[name] for e in experts if name in e.adapter.deltas) for name in names}
     if config.rule not in WITH_ROWS:
@@ -138,7 +138,7 @@ def _base(experts: Sequence[Expert]) -> str:
     return named[0] if named else ""
 
 
-def _chosen(patterns: Sequence[str], experts: Sequence[Expert]) -> list[str]:
+def chosen(patterns: Sequence[str], experts: Sequence[Expert]) -> list[str]:
     """Names of the layers that any adapter touches and a pattern matches."""
     known = list(dict.fromkeys(name for expert in experts for name in expert.adapter.deltas))
     for pattern in patterns:
