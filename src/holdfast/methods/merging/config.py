@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from holdfast.core.config import Config
+from holdfast.core.errors import did_you_mean
 
 WITH_ROWS = ("regmean", "fisher", "sst", "sst_projection")
 """Rules that read rows of each adapter; the others read the adapters alone (`holdfast.methods.merging.rules`)."""
@@ -17,9 +18,11 @@ RuleName = Literal[
 ]  # fmt: skip
 Form = Literal["full", "global", "block", "kfac", "diagonal", "gradient_variance", "topk"]
 Point = Literal["own", "base", "utility", "mean"]
-LAYER_WEIGHTS = {"lm_head": 5.0, "q_proj": 2.0, "k_proj": 2.0, "v_proj": 2.0, "o_proj": 2.0} | dict.fromkeys(
-    ("gate_proj", "up_proj", "down_proj"), 1.5
-)
+LAYER_WEIGHTS = {
+    "lm_head": 5.0,
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"), 2.0),
+    **dict.fromkeys(("gate_proj", "up_proj", "down_proj", "gate_up_proj"), 1.5),
+}
 """The field's weights of layers in `sst_projection`, by kind."""
 
 _EVIDENCE = frozenset({"labels", "point", "samples", "damping"})
@@ -99,11 +102,12 @@ class MergingConfig(Config):
     damping: float = Field(default=0.01, gt=0)
     """Added to every Fisher matrix, as a share of its mean eigenvalue."""
     k: int | None = Field(default=None, ge=1)
-    """``sst_projection``: how many directions of a layer are kept; half of them where it is left out."""
+    """``sst_projection``: how many directions of a layer are kept, at most as many as the safety rows use; half of
+    those where it is left out."""
     directions: Literal["efficient", "random", "utility"] = "efficient"
     """``sst_projection``: those of most safety per utility, or the controls: random ones, and those that utility uses
     most."""
-    layer_weights: dict[str, float] = Field(default_factory=lambda: dict(LAYER_WEIGHTS))
+    layer_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=lambda: dict(LAYER_WEIGHTS))
     """``sst_projection``: how much of the projection each kind of layer gets; others 1. Scaled to a mean of 1."""
     raw_weights: bool = False
     """Take ``layer_weights`` as they are."""
@@ -115,8 +119,13 @@ class MergingConfig(Config):
             raise ValueError(f"{unread[0]} has no effect with rule: {self.rule}; take it out")
         if "share" in self.model_fields_set and self.fisher != "topk":
             raise ValueError("share has no effect without fisher: topk; take it out")
-        if self.k is not None and self.tau is not None:
-            raise ValueError("k and tau exclude each other; take one of them out")
+        if self.tau is not None and (self.k is not None or self.directions != "efficient"):
+            raise ValueError("tau weighs all directions, k and directions choose some; take one of them out")
+        unknown = [kind for kind in self.layer_weights if kind not in LAYER_WEIGHTS]
+        if unknown:
+            raise ValueError(
+                f"layer_weights: no kind of layer {unknown[0]!r}. {did_you_mean(unknown[0], LAYER_WEIGHTS)}"
+            )
         if self.weights and not any(self.weights):
             raise ValueError("weights are all 0; give at least one other")
         return self

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from holdfast.core.errors import ConfigError
+from holdfast.core.errors import ConfigError, NumericsError
 from holdfast.curvature import fisher, gram
 from holdfast.methods.merging import maths
 from holdfast.methods.merging.config import MergingConfig
@@ -107,10 +107,16 @@ def _global_mean(config: MergingConfig, weights_t: Tensor, layers: Sequence[Laye
         K_nn += G_nd @ G_nd.T
         own_nt += G_nd @ M_tpq.flatten(1).double().T
     eps_t = config.damping * torch.stack([K_nn.diagonal()[of_n == t].mean() / d for t in range(count)])
-    shares_t = eps_t * weights_t / (eps_t @ weights_t)
+    eps = float(eps_t @ weights_t)
+    if not eps > 0:
+        raise NumericsError(
+            f"Fisher matrices of all layers do not decide the merge: got a weighted damping of {eps:.3g}, expected "
+            "more than 0. Do: give rows with gradients, and weights of 0 or more."
+        )
+    shares_t = eps_t * weights_t / eps
     asked_n = own_nt.gather(1, of_n[:, None])[:, 0] - own_nt @ shares_t
     w_n = (weights_t / sizes_t)[of_n]
-    gamma_n = gram.gram_solve(K_nn, w_n, asked_n, damping=float(eps_t @ weights_t))
+    gamma_n = gram.gram_solve(K_nn, w_n, asked_n, damping=eps)
     merged = {}
     for name, M_tpq, seen in layers:
         moved_d = torch.cat(_gradients(seen)).double().T @ gamma_n
@@ -129,8 +135,9 @@ def with_parts(config: MergingConfig, layers: Sequence[Layer]) -> dict[str, tupl
     for number, (name, M_tpq, seen) in enumerate(_beside_evidence(layers)):
         if len(seen) != 2:
             raise ConfigError(f"rule sst_projection takes two adapters, utility and then safety: got {len(seen)}.")
-        F_u, F_s = (fisher.full(G_nd) for G_nd in _gradients(seen))
-        part_d = maths.projected(F_s, F_u, M_tpq[1].flatten(), config.damping, _keep(config, name, number, len(F_u)))
+        G_ud, G_sd = _gradients(seen)
+        keep = _keep(config, name, number, int(torch.linalg.matrix_rank(G_sd)))
+        part_d = maths.projected(fisher.full(G_sd), fisher.full(G_ud), M_tpq[1].flatten(), config.damping, keep)
         found[name] = (seen[0], replace(seen[1], part=part_d.reshape(M_tpq.shape[1:])))
     return found
 
@@ -146,12 +153,16 @@ def _projections(config: MergingConfig, weights: Sequence[float], layers: Sequen
     return merged
 
 
-def _keep(config: MergingConfig, name: str, number: int, d: int) -> Callable[..., tuple[Tensor, Tensor]]:
+def _keep(config: MergingConfig, name: str, number: int, rank: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What is kept of a layer whose safety gradients span ``rank`` directions; no ratio tells the others apart."""
     if config.tau is not None:
         return partial(maths.soft, config.tau)
-    k = (d + 1) // 2 if config.k is None else config.k
-    if k > d:
-        raise ConfigError(f"k is larger than the evidence: got {k}, expected at most {d} in {name}. Do: lower k.")
+    k = max(1, (rank + 1) // 2) if config.k is None else config.k
+    if k > rank:
+        raise ConfigError(
+            f"k is larger than the evidence: got {k}, expected at most {rank}, the directions that the safety rows use "
+            f"in {name}. Do: lower k, or give more safety rows."
+        )
     if config.directions == "random":
         return partial(maths.drawn, k, config.seed + number)
     return partial(maths.first if config.directions == "efficient" else maths.most_used, k)
@@ -161,4 +172,6 @@ def _layer_weights(config: MergingConfig, names: Sequence[str]) -> dict[str, flo
     """By layer, how much of the projection it gets; their mean is 1 unless they are taken raw."""
     weights = {name: config.layer_weights.get(name.rpartition(".")[2], 1.0) for name in names}
     mean = 1.0 if config.raw_weights else sum(weights.values()) / len(weights)
+    if mean == 0:
+        raise ConfigError(f"layer_weights are 0 for all {len(weights)} layers, expected more for one. Do: change them.")
     return {name: weight / mean for name, weight in weights.items()}
