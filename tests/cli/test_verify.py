@@ -28,7 +28,7 @@ def verify(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, s
 def test_a_run_and_a_training_of_it_are_verified(run: Path, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = verify(capsys, str(run / folder))
     assert code == 0
-    assert out.startswith("tuned: verified. 5 layers are rebuilt bit for bit; frozen coordinates moved by 0; ")
+    assert out.startswith("tuned: verified. 5 layers are rebuilt bit for bit; largest leak into what is frozen ")
 
 
 def test_json_has_every_layer_and_nothing_else(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +43,7 @@ def test_json_has_every_layer_and_nothing_else(run: Path, capsys: pytest.Capture
     [
         ("tuned/model/model.safetensors", "q_proj", "result"),
         ("tuned/model/model.safetensors", "embed_tokens", "result"),
-        ("mask/plan/basis.safetensors", "vectors/", "plan"),
+        ("mask/plan/basis/layers.0.attention_input.safetensors", "vectors", "plan"),
         ("mask/plan/mask.safetensors", "", "plan"),
         ("tuned/held/coordinates.safetensors", "", "coordinates"),
     ],
@@ -56,9 +56,11 @@ def test_one_flipped_bit_is_named_and_exits_with_1(
     try:
         code, out, _ = verify(capsys, str(run))
         assert code == 1
-        head, problem = out.splitlines()
-        assert head == "tuned: NOT verified, 1 problems"
-        assert problem.strip().startswith(f"{what} (")
+        head, first, *others = out.splitlines()
+        count = 1 + len(others)
+        assert head == f"tuned: NOT verified, {count} problem{'s' if others else ''}"
+        assert first.strip().startswith(f"{what} ({run / file}): got ")
+        assert others or what == "plan"
         code, out, _ = verify(capsys, str(run), "--json")
         assert (code, json.loads(out)["tuned"]["verified"]) == (1, False)
     finally:

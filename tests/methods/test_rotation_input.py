@@ -39,20 +39,35 @@ def test_no_safety_rows_are_refused() -> None:
         planned(tiny("llama"), n=0)
 
 
-def test_fewer_tokens_than_directions_are_noted_and_the_unseen_ones_stay_free() -> None:
-    few, many = (planned(tiny("llama"), n=n, tokens="response") for n in (2, 40))
-    tokens = few.basis.origin.n_tokens
+def test_fewer_tokens_than_directions_are_noted_and_the_unseen_ones_stay_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few, many = (planned(tiny("llama"), n=n, tokens="response", layers=("layers.1.down_proj",)) for n in (2, 40))
+    tokens, group = few.basis.origin.n_tokens, "layers.1.mlp_output"
     assert tokens < 64 <= many.basis.origin.n_tokens
-    thin = [group for group, U in few.basis.vectors.items() if len(U) > tokens]
-    group = few.basis.groups["layers.1.down_proj"]
-    assert group in thin
-    (_, note) = few.basis.notes()
-    assert f"2 safety rows span at most {tokens} directions: in {', '.join(thin)} the others were never seen" in note
+    _, note = few.basis.notes()
+    assert note.startswith(f"{group}: rank ")
+    assert f" of 64 (only {tokens} tokens)" in note
+    assert note.endswith("Give more rows to tell them apart.")
+    monkeypatch.setattr("holdfast.methods.rotation.plan.NAMED", 2)
+    *_, others = planned(tiny("llama"), n=2, layers=(), tokens="response").basis.notes()
+    assert (others.count(" (rank "), others[-9:]) == (1, ", 1 more.")
     assert len(many.basis.notes()) == 1
     energy = few.basis.energies[group].sum(0)
     unseen = energy < 1e-6 * energy.max()
     assert int(unseen.sum()) >= 64 - tokens
     assert not (few.frozen["layers.1.down_proj"] & unseen).any()
+
+
+def test_rows_that_say_the_same_are_noted_however_many_their_tokens_are() -> None:
+    """The same two rows again and again."""
+    rows = [replace(row, id=f"{row.id}-{n}") for n in range(40) for row in examples(2, seed=7)]
+    made = plan(RotationConfig(layers=("layers.1.down_proj",), tokens="response"), tiny("llama"), rows)
+    _, note = made.basis.notes()
+    assert made.basis.origin.n_tokens > 64
+    assert "layers.1.mlp_output: rank " in note
+    assert f"(all {made.basis.origin.n_tokens} tokens lie in a subspace, up to rounding)" in note
+    assert plan(RotationConfig(space="random"), tiny("llama"), rows).basis.notes()[1:] == ()
 
 
 def test_layers_that_read_the_same_input_share_one_basis_and_one_hold() -> None:
@@ -142,3 +157,24 @@ def test_sparing_the_task_needs_its_rows_and_frees_what_the_task_needs(score: st
         assert torch.equal(frozen, whole.frozen[name] & ~needed[name]), name
     with pytest.raises(ConfigError, match="spare: task leaves nothing frozen: the task needs all that safety needs"):
         plan(settings, tiny("llama"), safety, safety)
+
+
+@pytest.mark.parametrize("keys", [{}, {"scope": "global"}, ELEMENT], ids=["layer", "global", "element"])
+def test_a_random_mask_is_as_large_as_the_mask_that_spares_the_task(keys: dict[str, Any]) -> None:
+    settings = RotationConfig(layers=FEW, frozen_share=0.25, spare="task", **keys)
+    safety, task = examples(6, seed=7), examples(6, seed=8)
+    real = plan(settings, tiny("llama"), safety, task)
+    drawn = plan(settings.model_copy(update={"choose": "random"}), tiny("llama"), safety, task)
+    assert any(not torch.equal(real.frozen[name], drawn.frozen[name]) for name in real.frozen)
+    sizes = [{name: int(mask.sum()) for name, mask in made.frozen.items()} for made in (real, drawn)]
+    assert sizes[0] == sizes[1]
+    coordinates = sum(mask.numel() for mask in real.frozen.values())
+    share = sum(sizes[0].values()) / coordinates
+    assert share < 0.15
+    assert real.stability_by_chance < 0.25 / 1.75 * 0.8
+
+
+def test_sparing_a_task_without_rows_is_refused_before_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.methods.rotation.plan.basis", None)
+    with pytest.raises(ConfigError, match="spare: task got no task scores"):
+        plan(RotationConfig(layers=FEW, spare="task"), tiny("llama"), examples(6, seed=7))

@@ -4,15 +4,15 @@ from tests.close import assert_close
 
 from holdfast.core.errors import ConfigError
 from holdfast.methods.rotation.maths import (
+    Overlap,
     column_score,
     element_score,
     free_of_directions,
     free_of_elements,
     frozen_by_share,
+    highest,
     onto_directions,
     output_drift,
-    overlap,
-    overlap_by_chance,
     random_rotation,
 )
 
@@ -106,11 +106,33 @@ def test_output_drift_is_the_relative_change_of_outputs_on_the_inputs() -> None:
     assert_close(output_drift(change, W, h_ti.T @ h_ti), float((change @ root).norm() / (W @ root).norm()), "float64")
 
 
-def test_overlap_by_chance_is_what_independent_masks_have() -> None:
-    n, share = 200_000, 0.2
-    a, b = (torch.rand(n, generator=torch.Generator().manual_seed(seed)) < share for seed in (0, 1))
-    union = share * (2 - share) * n
-    p = overlap_by_chance(share)
-    assert_close(overlap(a, b), p, "estimate", sigma=(p * (1 - p) / union) ** 0.5)
-    assert overlap(a, a) == 1.0
-    assert overlap(a, ~a) == 0.0
+def test_output_drift_of_an_adapter_is_that_of_its_product() -> None:
+    h_ti, W, X, A = noise(50, 6).double(), noise(4, 6, seed=1), noise(4, 2, seed=2), noise(2, 6, seed=3)
+    product = X.double() @ A.double()
+    assert_close(output_drift(X, W, h_ti.T @ h_ti, A), output_drift(product, W, h_ti.T @ h_ti), "float64")
+
+
+def test_overlap_by_chance_is_what_random_masks_of_these_sizes_have() -> None:
+    """In two layers together, of unequal width and share."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(n: int, count: int) -> torch.Tensor:
+        return highest(torch.rand(n, generator=generator), count)
+
+    def pair() -> Overlap:
+        return Overlap.of(drawn(40, 10), drawn(40, 12)) + Overlap.of(drawn(100, 5), drawn(100, 5))
+
+    pairs = [pair() for _ in range(400)]
+    both = torch.tensor([each.both for each in pairs], dtype=torch.float64)
+    assert_close(pairs[0].both_by_chance, 10 * 12 / 40 + 5 * 5 / 100)
+    assert_close(both.mean(), pairs[0].both_by_chance, "estimate", sigma=float(both.std()) / 20)
+    assert all(each.both + each.either == 32 for each in pairs)
+    assert_close(pairs[0].both_by_chance + pairs[0].either_by_chance, 32.0)
+    assert_close(pairs[0].share_by_chance, 3.25 / 28.75)
+
+
+def test_overlap_of_a_mask_with_itself_is_one_and_with_the_rest_is_none() -> None:
+    a = highest(noise(50), 20)
+    assert (Overlap.of(a, a).share, Overlap.of(a, ~a).share) == (1.0, 0.0)
+    empty = torch.zeros_like(a)
+    assert (Overlap.of(empty, empty).share, Overlap.of(empty, empty).share_by_chance) == (1.0, 1.0)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ from tests.methods.planned import ELEMENT, FEW, largest, planned
 from tests.training.helpers import examples
 from tests.zoo import FAMILIES, tiny
 
-from holdfast.core.errors import ConfigError, DataError, LayerError
-from holdfast.curvature.moments import moments
+from holdfast.core.errors import ConfigError, DataError, LayerError, NumericsError
+from holdfast.core.files import sha256_of
+from holdfast.curvature.moments import moments_by_block
 from holdfast.curvature.samples import sample_gradients
 from holdfast.layers.address import LayerMap
 from holdfast.methods import METHODS
 from holdfast.methods.rotation import plan as phases
 from holdfast.methods.rotation.config import ImportanceConfig, MaskConfig, RotationConfig
 from holdfast.methods.rotation.store import (
+    find_basis,
     load_basis,
     load_importance,
     load_plan,
@@ -109,7 +112,7 @@ def test_importance_depends_neither_on_batch_size_nor_padding_nor_order(
 
     backwards = again(rows[::-1])
     monkeypatch.setattr(phases, "sample_gradients", partial(sample_gradients, batch_size=1))
-    monkeypatch.setattr(phases, "moments", partial(moments, batch_size=1))
+    monkeypatch.setattr(phases, "moments_by_block", partial(moments_by_block, batch_size=1))
     single = again(rows)
     for name, found in first.scores.items():
         assert_close(single[name] / found.max(), found / found.max())
@@ -167,11 +170,77 @@ def test_a_plan_survives_disk_bit_for_bit_and_so_does_every_phase(tmp_path: Path
     assert again.stability == made.stability
 
 
+@pytest.mark.parametrize("space", ["rotated", "random"])
+def test_a_basis_straight_to_disk_is_the_one_in_memory(tmp_path: Path, space: str) -> None:
+    config = RotationConfig(space=space, layers=FEW)
+    rows = examples(8, seed=7)
+    found = find_basis(config, tiny("llama"), rows, 5, tmp_path / "basis")
+    inside = phases.basis(config, tiny("llama"), rows, 5)
+    for again in (found, load_basis(tmp_path / "basis")):
+        assert (again.groups, again.origin, again.tokens) == (inside.groups, inside.origin, inside.tokens)
+        for kind in ("vectors", "energies", "moments"):
+            mine, other = getattr(again, kind), getattr(inside, kind)
+            assert list(mine) == list(other)
+            assert all(torch.equal(mine[group], other[group]) for group in mine)
+
+
+def test_a_failure_leaves_the_basis_that_was_there(tmp_path: Path) -> None:
+    loaded, rows = tiny("llama"), examples(8, seed=7)
+    find_basis(RotationConfig(layers=FEW), loaded, rows, 0, tmp_path / "basis")
+    before = sha256_of(tmp_path / "basis")
+    with torch.no_grad():
+        loaded.model.get_parameter("model.layers.0.mlp.up_proj.weight")[0] = float("nan")
+    with pytest.raises(NumericsError, match=r"in the input of layers\.1\.q_proj, .* on row"):
+        find_basis(RotationConfig(layers=FEW), loaded, rows, 0, tmp_path / "basis")
+    assert sha256_of(tmp_path / "basis") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["basis"]
+
+
+def test_masks_share_the_files_of_their_basis_and_each_stands_alone(tmp_path: Path) -> None:
+    made = planned(tiny("llama"))
+    save_basis(made.basis, tmp_path / "basis")
+    for name in ("one", "two"):
+        save_plan(made, tmp_path / name, tmp_path / "basis")
+    save_plan(made, tmp_path / "copied")
+    for file in (tmp_path / "basis" / "basis").iterdir():
+        assert all((tmp_path / name / "basis" / file.name).samefile(file) for name in ("one", "two"))
+    assert len({sha256_of(tmp_path / name) for name in ("one", "two", "copied")}) == 1
+    save_basis(planned(tiny("llama", seed=1)).basis, tmp_path / "basis")
+    same(load_plan(tmp_path / "one"), made)
+
+
+def test_a_disk_without_hard_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("not supported")
+
+    made = planned(tiny("llama"))
+    save_basis(made.basis, tmp_path / "basis")
+    monkeypatch.setattr("os.link", refuse)
+    save_plan(made, tmp_path / "plan", tmp_path / "basis")
+    same(load_plan(tmp_path / "plan"), made)
+
+
+@pytest.mark.parametrize("space", ["rotated", "unrotated", "random"])
+def test_the_second_moment_is_there_in_every_space(space: str) -> None:
+    loaded = tiny("llama")
+    made = planned(loaded, space=space)
+    rows = [loaded.chat.training(row) for row in examples(8, seed=7)]
+    oracle = moment_oracle(loaded, rows, LayerMap.of(loaded.model), lambda row, t: True)
+    for name, group in made.basis.groups.items():
+        found = made.basis.second_moment(group)
+        assert found.dtype == torch.float64
+        assert_close(found / oracle[name].abs().max(), oracle[name] / oracle[name].abs().max())
+
+
 def test_a_damaged_plan_is_one_sentence(tmp_path: Path) -> None:
     save_plan(planned(tiny("llama")), tmp_path / "plan")
     (tmp_path / "plan" / "mask.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match="Cannot read a rotation plan"):
         load_plan(tmp_path / "plan")
+    scored = importance("energy", examples(4))
+    save_importance(scored, tmp_path / "importance")
+    with pytest.raises(DataError, match=r"has no 'groups': it is another phase's folder. Do: run its step again"):
+        load_basis(tmp_path / "importance")
 
 
 def test_a_plan_of_another_model_is_refused() -> None:
@@ -203,3 +272,45 @@ def test_too_few_rows_and_unknown_layers_are_refused() -> None:
             planned(tiny("llama"), **keys)
     with pytest.raises(LayerError, match="Did you mean 'q_proj'"):
         planned(tiny("llama"), layers=("qproj",))
+
+
+def test_global_energy_compares_shares_so_that_a_loud_layer_is_not_frozen_whole() -> None:
+    made = planned(tiny("llama"), scope="global", frozen_share=0.4)
+    counts = {name: int(mask.sum()) for name, mask in made.frozen.items()}
+    assert len(set(counts.values())) > 1
+    shares = {
+        name: made.basis.energies[group].sum(0).double() / made.basis.energies[group].sum().double()
+        for name, group in made.basis.groups.items()
+    }
+    kept = torch.cat([shares[name][mask] for name, mask in made.frozen.items()])
+    free = torch.cat([shares[name][~mask] for name, mask in made.frozen.items()])
+    assert kept.min() >= free.max()
+    assert sum(counts.values()) == round(0.4 * (len(kept) + len(free)))
+    scored = phases.importance(ImportanceConfig(), tiny("llama"), examples(8, seed=7), made.basis)
+    loud = made.basis.groups["layers.1.down_proj"]
+    halves = tuple(
+        {name: s * 1e4 if made.basis.groups[name] == loud else s for name, s in half.items()} for half in scored.halves
+    )
+    louder = phases.mask(MaskConfig(scope="global", frozen_share=0.4), replace(scored, halves=halves))
+    assert all(torch.equal(louder.frozen[name], made.frozen[name]) for name in made.frozen)
+
+
+def test_the_registered_method_takes_rows_of_the_task() -> None:
+    config = RotationConfig(frozen_share=0.25, layers=FEW, spare="task")
+    made = METHODS["rotation"].plan(config, tiny("llama"), examples(8, seed=7), examples(6, seed=8))
+    assert made.config["spare"] == "task"
+    assert any(int(mask.sum()) < round(0.25 * len(mask)) for mask in made.frozen.values())
+
+
+def test_energy_is_refused_for_other_rows_than_the_basis_and_gradients_say_which_rows_they_saw(tmp_path: Path) -> None:
+    loaded, rows, others = tiny("llama"), examples(6, seed=7), examples(6, seed=8)
+    found = phases.basis(RotationConfig(), loaded, rows)
+    with pytest.raises(ConfigError, match="energy is that of the basis' own safety rows: got others"):
+        phases.importance(ImportanceConfig(), loaded, others, found)
+    scored = phases.importance(ImportanceConfig(importance="column"), loaded, others, found, rows)
+    assert scored.rows != found.origin.rows == scored.task_rows
+    save_importance(scored, tmp_path / "importance")
+    again = load_importance(tmp_path / "importance", found)
+    assert (again.rows, again.task_rows) == (scored.rows, scored.task_rows)
+    made = phases.mask(MaskConfig(), again)
+    assert (made.config["importance_rows"], made.config["task_rows"]) == (scored.rows, scored.task_rows)

@@ -18,11 +18,13 @@ from holdfast.core.files import sha256_of
 from holdfast.core.results import RunRecord
 from holdfast.methods.rotation.certificate import verify
 from holdfast.models.build import new_model
+from holdfast.recipes.estimate import estimate
 from holdfast.recipes.run import Choice, run_recipe
 from holdfast.recipes.schema import parse_recipe
 
 PHASES = ("basis", "importance", "mask")
 TUNE = {"do": "train", "data": ["task"], "steps": 2, "batch_size": 2, "max_length": 256, "learning_rate": 1e-2}
+SGD = {"optimizer": "sgd", "weight_decay": 0.0}
 WHOLE: dict[str, Any] = {
     "name": "held",
     "model": "tiny",
@@ -34,6 +36,9 @@ WHOLE: dict[str, Any] = {
         "tuned": {**TUNE, "constraint": "mask"},
         "adapted": {**TUNE, "constraint": "columns", "params": "lora", "lora": {"rank": 2}},
         "again": {**TUNE, "constraint": "mask", "seed": 5},
+        "drawn": {**TUNE, "constraint": "columns", "baseline": "random_mask"},
+        "flat": {**TUNE, **SGD, "constraint": "mask", "baseline": "rho0"},
+        "plain": {**TUNE, **SGD, "baseline": "plain"},
         "replayed": {**TUNE, "baseline": {"name": "replay", "share": 0.5}, "safety": ["safety"]},
         "after": {
             "do": "evaluate",
@@ -94,8 +99,9 @@ def test_a_hold_is_planned_trained_certified_and_measured(run: tuple[RunRecord, 
     for name in ("tuned", "adapted", "again"):
         (verdict,) = by_id[name].verdicts
         assert verdict.holds
-        assert "frozen coordinates moved by 0;" in verdict.reason
-        assert len([m for m in by_id[name].metrics if m.name == "rotation/drift"]) == 5
+        assert ("frozen coordinates moved by 0;" in verdict.reason) == (name != "adapted")
+        for figure in ("drift", "leak", "moved_share"):
+            assert len([m for m in by_id[name].metrics if m.name == f"rotation/{figure}"]) == 5
         proofs, problems = verify(out / name)
         assert problems == []
         assert all(proof.change > 1e-4 for proof in proofs)
@@ -108,6 +114,81 @@ def test_one_plan_serves_two_trainings_that_end_apart(run: tuple[RunRecord, Path
     assert files[0]["plan"] == files[1]["plan"]
     assert files[0]["base"] == files[1]["base"]
     assert files[0]["result"]["sha256"] != files[1]["result"]["sha256"]
+
+
+def test_a_control_of_equal_size_is_held_and_certified(run: tuple[RunRecord, Path]) -> None:
+    record, out = run
+    real, drawn, none = (
+        load_file(out / folder / "mask.safetensors") for folder in ("columns/plan", "drawn/plan", "flat/plan")
+    )
+    assert {name: int(mask.sum()) for name, mask in drawn.items()} == {n: int(m.sum()) for n, m in real.items()}
+    assert any(not torch.equal(drawn[name], real[name]) for name in real)
+    assert not any(mask.any() for mask in none.values())
+    for step in record.steps:
+        if step.id in ("drawn", "flat"):
+            assert step.verdicts[0].holds
+            assert verify(out / step.id)[1] == []
+            files = json.loads((out / step.id / "certificate.json").read_text())["files"]
+            assert files["plan"]["path"] == "plan"
+    weights = [load_file(out / name / "model" / "model.safetensors") for name in ("flat", "plain")]
+    start = load_file(Path(record.recipe["model"]["source"]) / "model.safetensors")
+    assert all(torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-6) for name in weights[1])
+    assert all((weights[1][name] - start[name]).abs().max() > 1e-5 for name in start if "embed" not in name)
+
+
+def test_a_plan_of_another_run_is_used_again_and_one_of_another_model_refused(
+    run: tuple[RunRecord, Path], places: dict[str, str], tmp_path: Path
+) -> None:
+    plan = str(run[1] / "mask" / "plan")
+    changes: dict[str, Any] = {"tuned": {"constraint": plan}}
+    run_recipe(recipe(places, "tuned", **changes), tmp_path / "run")
+    for file in ("model/model.safetensors", "held/coordinates.safetensors"):
+        assert sha256_of(tmp_path / "run" / "tuned" / file) == sha256_of(run[1] / "tuned" / file)
+    assert verify(tmp_path / "run" / "tuned")[1] == []
+    written = document(places, "tuned", **changes)
+    other = byte_tokenizer()
+    new_model(CONFIGS["llama"] | {"max_position_embeddings": 1024}, other, seed=1).save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="The plan is of another model"):
+        run_recipe(parse_recipe(written | {"model": str(tmp_path / "other")}, "held"), tmp_path / "again")
+    for folder, line in (
+        (str(run[1] / "basis" / "plan"), "is no plan: got no mask.safetensors there, expected the folder 'plan'"),
+        (str(tmp_path / "none"), "is no plan: got no plan.json there"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            recipe(places, "tuned", tuned={"constraint": folder})
+        assert f"steps.tuned.constraint: {folder} {line}" in str(caught.value)
+    with pytest.raises(ConfigError, match="an adapter cannot hold elements: the plan "):
+        recipe(places, "tuned", tuned={"constraint": plan, "params": "lora"})
+
+
+def test_choosing_anew_tells_which_certificates_it_breaks(
+    run: tuple[RunRecord, Path], places: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(run[1], tmp_path / "run")
+    said: list[str] = []
+    run_recipe(recipe(places), tmp_path / "run", Choice(only="columns"), say=said.append)
+    assert not any("certifies" in line for line in said)
+    changed = recipe(places, columns={"frozen_share": 0.5})
+    record = run_recipe(changed, tmp_path / "run", Choice(only="columns"), say=said.append)
+    told = "This plan is not the one that adapted trained under: what certifies them no longer verifies."
+    assert any(told in line for line in said)
+    (columns,) = (step for step in record.steps if step.id == "columns")
+    assert columns.notes[0].startswith(told)
+
+
+def test_a_training_whose_files_contradict_the_hold_says_so_in_its_verdict(
+    run: tuple[RunRecord, Path], places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.methods.rotation.apply.HeldElements.settle", lambda held, D_oi: D_oi.fill_(1.0))
+    shutil.copytree(run[1], tmp_path / "run")
+    record = run_recipe(recipe(places, again={"seed": 6}), tmp_path / "run", Choice(only="again"))
+    (again,) = (step for step in record.steps if step.id == "again")
+    assert again.verdicts[0].holds is False
+    assert (
+        "frozen coordinates of layers.0.k_proj: got a largest one of 1, expected exactly 0" in again.verdicts[0].reason
+    )
+    assert not (tmp_path / "run" / "again" / "certificate.json").exists()
 
 
 def test_a_baseline_leaves_no_certificate(run: tuple[RunRecord, Path]) -> None:
@@ -169,10 +250,33 @@ def test_a_start_that_no_folder_holds_is_certified_against_its_copy(
     run_recipe(parse_recipe(made, "held"), tmp_path / "run")
     assert verify(tmp_path / "run" / "tuned")[1] == []
     flip_a_bit(tmp_path / "run" / "tuned" / "base" / "model.safetensors")
-    assert [problem.what.split()[0] for problem in verify(tmp_path / "run" / "tuned")[1]] == ["base"]
+    assert verify(tmp_path / "run" / "tuned")[1][0].what.startswith("base (")
+
+
+def test_a_share_too_small_for_a_layer_is_found_before_anything_loads(places: dict[str, str]) -> None:
+    steps = (*PHASES, "tuned")
+    for share, n in ((0.001, 32), (0.4, 32)):
+        parsed = recipe(places, *steps, mask={"frozen_share": share, "unit": "column", "spare": None})
+        if share == 0.4:
+            estimate(parsed, "held.yaml")
+            continue
+        with pytest.raises(ConfigError) as caught:
+            estimate(parsed, "held.yaml")
+        assert (
+            f"steps.mask: frozen_share 0.001 freezes 0 of {n} coordinates of layers.0.q_proj (and of 4 more layers): "
+            "expected some and not all. Do: set it between 0.031 and 0.96875." in str(caught.value)
+        )
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"drawn": {"constraint": None}},
+        "steps.drawn: baseline random_mask is the control of a constraint; give 'constraint' too",
+    ),
+    (
+        {"drawn": {"baseline": "unrotated"}},
+        "steps.drawn.baseline: baseline unrotated needs scores in other coordinates, and gradients (importance: abs) ",
+    ),
     ({"mask": {"frozen_share": 0}}, "steps.mask.frozen_share: should be greater than 0 (got 0)"),
     ({"mask": {"frozen_share": 1}}, "steps.mask.frozen_share: should be less than 1 (got 1)"),
     ({"basis": {"data": None}}, "steps.basis.data: missing"),

@@ -12,7 +12,7 @@ from holdfast.cli.output import AsJson, print_json
 from holdfast.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from holdfast.methods.rotation.certificate import LayerProof, Problem
+    from holdfast.methods.rotation.proof import LayerProof, Problem
 
 verify = typer.Typer(help="Check what a run claims, from its files.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -59,13 +59,11 @@ def _certified(run: Path) -> list[Path]:
 
 def _lines(name: str, proofs: list[LayerProof], problems: list[Problem]) -> list[str]:
     if problems:
-        return [f"{name}: NOT verified, {len(problems)} problems", *(f"  {problem}" for problem in problems)]
-    leak, drift = max(p.leak for p in proofs), max(p.drift for p in proofs)
-    moved = max(p.frozen_moved for p in proofs)
-    return [
-        f"{name}: verified. {len(proofs)} layers are rebuilt bit for bit; frozen coordinates moved by {moved:g}; "
-        f"largest leak after rounding {leak:.1e}; largest output drift on safety rows {drift:.3f}."
-    ]
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        return [f"{name}: NOT verified, {count}", *(f"  {problem}" for problem in problems)]
+    from holdfast.methods.rotation.certificate import statement
+
+    return [f"{name}: verified. {len(proofs)} layers are rebuilt bit for bit; {statement(proofs)}."]
 
 
 def _as_json(proofs: list[LayerProof], problems: list[Problem]) -> dict[str, object]:

@@ -10,7 +10,8 @@ from holdfast.core.errors import DataError, HoldfastError
 from holdfast.data import files
 from holdfast.data.formats import FORMATS
 from holdfast.data.sources import HUB_ID, LAB_ROWS, SourceConfig, check_answers, check_source, load_examples
-from holdfast.recipes.schema import TRAINED, Recipe, TrainStep
+from holdfast.recipes.holds import share_problems
+from holdfast.recipes.schema import TRAINED, BasisStep, ImportanceStep, MaskStep, Recipe, TrainStep
 
 if TYPE_CHECKING:
     from holdfast.data.examples import Example
@@ -107,6 +108,21 @@ class Checks:
             self.tried(step_id, lambda: check_setup(model.skeleton, step, bool(step.validation)))
             if step.params != "full":
                 self.tried(step_id, lambda: check_targets(model.skeleton, step.lora.targets))
+
+    def mask(self, step_id: str, step: MaskStep) -> None:
+        """The share of a mask freezes some of every layer of its basis, and not all."""
+        from holdfast.layers.address import LayerMap
+
+        scored = self.recipe.steps[step.of]
+        assert isinstance(scored, ImportanceStep)
+        basis = self.recipe.steps[scored.of]
+        assert isinstance(basis, BasisStep)
+        model, _ = self.model(scored.of)
+        if model is None:
+            return
+        layers = self.tried(scored.of, lambda: LayerMap.of(model.skeleton).select(basis.layers or None))
+        shapes = {layer.name: (layer.out_features, layer.in_features) for layer in layers or ()}
+        self.problems += [f"steps.{step_id}: {problem}" for problem in share_problems(step, shapes)]
 
     def lengths(self, step_id: str, step: TrainStep, chat: ChatFormat | None, rows: Sequence[Example]) -> None:
         """Rows fit into ``max_length``: all that are probed, or with ``too_long: drop`` any."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core.config import report
 from holdfast.evaluation.judges.config import build_judge
 from holdfast.evaluation.tasks import TaskConfig
+from holdfast.recipes import planning
 from holdfast.recipes.checks import Checks, count_rows
-from holdfast.recipes.schema import BasisStep, EvaluateStep, Recipe, TrainStep
+from holdfast.recipes.planning import FLOAT_BYTES
+from holdfast.recipes.schema import BasisStep, EvaluateStep, ImportanceStep, MaskStep, Recipe, TrainStep
 
-FLOAT_BYTES = 4
+if TYPE_CHECKING:
+    from holdfast.layers.address import Layer
+    from holdfast.models.describe import Description
+
 RUNTIME_BYTES = 500_000_000
 """Python with torch and transformers, before any model."""
 CONTEXT = 1024
 """Tokens a prompt and its answer are taken to have, for the key-value cache."""
-MOMENTS = 4
-"""Second moments and bases of all layers of a basis step, in sizes of the model; the width of the blocks decides."""
+GRADIENT_BATCH = 16
+"""Rows of one forward and backward of an importance step."""
 LOG_BYTES = 2000
 """One answer in the log."""
 
@@ -112,19 +118,68 @@ def _needs(checks: Checks, step_id: str) -> StepNeeds | None:
         return _evaluate_needs(checks, step_id, step)
     if isinstance(step, BasisStep):
         return _basis_needs(checks, step_id, step)
+    if isinstance(step, ImportanceStep):
+        return _importance_needs(checks, step_id, step)
+    if isinstance(step, MaskStep):
+        return _mask_needs(checks, step_id, step)
     return StepNeeds(step_id, step.do, None, 0, {}, 0, 0)
 
 
+def _planned(checks: Checks, basis_id: str) -> tuple[Description, tuple[Layer, ...]] | None:
+    """The model of a basis step on paper, and the layers that it plans for."""
+    from holdfast.layers.address import LayerMap
+
+    step = checks.recipe.steps[basis_id]
+    assert isinstance(step, BasisStep)
+    model, _ = checks.model(basis_id)
+    if model is None:
+        return None
+    layers = checks.tried(basis_id, lambda: LayerMap.of(model.skeleton).select(step.layers or None))
+    return None if layers is None else (model, layers.layers)
+
+
 def _basis_needs(checks: Checks, step_id: str, step: BasisStep) -> StepNeeds | None:
-    model, _ = checks.model(step_id)
     rows = checks.rows(step_id, step.data)
     if step.tokens != "prompt":
         checks.answers(step_id, step.data)
-    if model is None:
+    if (planned := _planned(checks, step_id)) is None:
         return None
-    moments = MOMENTS * model.weight_bytes
-    memory = RUNTIME_BYTES + model.weight_bytes + moments
-    return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, moments)
+    model, layers = planned
+    memory = RUNTIME_BYTES + model.weight_bytes + planning.moments_bytes(layers) + _hidden_bytes(model, rows)
+    disk = planning.basis_disk(layers, control=step.space != "rotated")
+    return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, disk)
+
+
+def _hidden_bytes(model: Description, rows: Mapping[str, int | None]) -> int:
+    return planning.hidden_bytes(rows.values(), model.hidden, FLOAT_BYTES if model.dtype == "float32" else 2)
+
+
+def _importance_needs(checks: Checks, step_id: str, step: ImportanceStep) -> StepNeeds | None:
+    rows = checks.rows(step_id, step.task)
+    if (planned := _planned(checks, step.of)) is None:
+        return None
+    model, layers = planned
+    scores = planning.scores_bytes(layers, step)
+    if step.importance == "energy":
+        memory = model.weight_bytes + (planning.moments_bytes(layers, 1) + _hidden_bytes(model, rows) if rows else 0)
+    else:
+        weights = 1 if step.importance == "taylor" else 0
+        passes = model.training_bytes(tokens=GRADIENT_BATCH * planning.ROW_TOKENS, adapter=0)
+        memory = passes + (planning.HALVES * (2 if rows else 1) + weights) * scores
+    disk = (planning.HALVES + bool(rows)) * scores
+    return StepNeeds(step_id, step.do, model.parameters, 0, rows, RUNTIME_BYTES + memory, disk)
+
+
+def _mask_needs(checks: Checks, step_id: str, step: MaskStep) -> StepNeeds | None:
+    checks.mask(step_id, step)
+    scored = checks.recipe.steps[step.of]
+    assert isinstance(scored, ImportanceStep)
+    if (planned := _planned(checks, scored.of)) is None:
+        return None
+    _, layers = planned
+    disk = planning.mask_disk(layers, step)
+    memory = RUNTIME_BYTES + (planning.HALVES + bool(scored.task)) * planning.scores_bytes(layers, scored) + disk
+    return StepNeeds(step_id, step.do, None, 0, {}, memory, disk)
 
 
 def _train_needs(checks: Checks, step_id: str, step: TrainStep) -> StepNeeds | None:

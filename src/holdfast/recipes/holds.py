@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast.methods.rotation.baselines.config import Control, check_control
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig, check_unit
+from holdfast.recipes.references import PLAN_HEADER
 from holdfast.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -46,15 +50,16 @@ def _mask_problems(steps: Mapping[str, Any], where: str, mask: Any) -> list[str]
 def _training_problems(recipe: Recipe, step_id: str, training: Any) -> list[str]:
     steps: Mapping[Any, Any] = recipe.steps
     mask = steps.get(training.constraint)
-    basis_id = getattr(steps.get(getattr(mask, "of", None)), "of", None)
-    if not isinstance(mask, MaskConfig) or not isinstance(steps.get(basis_id), BasisConfig):
+    where = f"steps.{step_id}"
+    if training.constraint is not None and training.constraint not in steps:
+        return _plan_problems(where, training, f"the plan {training.constraint}", *_stored(training.constraint))
+    scored = steps.get(getattr(mask, "of", None))
+    basis_id = getattr(scored, "of", None)
+    if not (isinstance(mask, MaskConfig) and isinstance(scored, ImportanceConfig)):
         return []
-    where, problems = f"steps.{step_id}", []
-    if mask.unit == "element" and training.params != "full":
-        problems.append(
-            f"{where}.constraint: an adapter cannot hold elements: step {training.constraint!r} has unit: element. "
-            "Set unit: column there, or params: full here"
-        )
+    problems = _plan_problems(where, training, f"step {training.constraint!r}", mask.unit, scored.importance)
+    if not isinstance(steps.get(basis_id), BasisConfig):
+        return problems
     planned, trained = (_origin(recipe, name) for name in (str(basis_id), step_id))
     other = [key for key in planned if planned[key] != trained.get(key)]
     if other:
@@ -64,6 +69,49 @@ def _training_problems(recipe: Recipe, step_id: str, training: Any) -> list[str]
             f"has model.{key} {planned[key]!r}, and this step {trained.get(key)!r}. Give both the same"
         )
     return problems
+
+
+def _plan_problems(where: str, training: Any, plan: str, unit: str, importance: str) -> list[str]:
+    """What of a plan does not fit the training that names it."""
+    problems = []
+    if unit == "element" and training.params != "full":
+        problems.append(
+            f"{where}.constraint: an adapter cannot hold elements: {plan} has unit: element. "
+            "Set unit: column there, or params: full here"
+        )
+    if isinstance(training.baseline, Control):
+        try:
+            check_control(training.baseline.name, importance)
+        except ValueError as problem:
+            problems.append(f"{where}.baseline: {problem}")
+    return problems
+
+
+def _stored(folder: str) -> tuple[str, str]:
+    """Unit and importance of a plan on disk; empty where they cannot be read, which loading it tells."""
+    try:
+        document = json.loads((Path(folder).expanduser() / PLAN_HEADER).read_text(encoding="utf-8"))
+        return str(document["config"]["unit"]), str(document["config"]["importance"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
+
+
+def share_problems(mask: MaskConfig, shapes: Mapping[str, tuple[int, int]]) -> Iterator[str]:
+    """Layers of which the share would freeze nothing or all, one sentence for all of them.
+
+    Args:
+        shapes: ``(o, i)`` of every layer of the basis.
+    """
+    sizes = {name: (i if mask.unit == "column" else o * i) for name, (o, i) in shapes.items()}
+    if mask.scope == "global":
+        sizes = {"all layers together": sum(sizes.values())}
+    wrong = {name: n for name, n in sizes.items() if not 0 < round(mask.frozen_share * n) < n}
+    for name, n in list(wrong.items())[:1]:
+        others = f" (and of {len(wrong) - 1} more layers)" if len(wrong) > 1 else ""
+        yield (
+            f"frozen_share {mask.frozen_share} freezes {round(mask.frozen_share * n)} of {n} coordinates of {name}"
+            f"{others}: expected some and not all. Do: set it between {1 / n:.2g} and {1 - 1 / n:.6g}."
+        )
 
 
 def _origin(recipe: Recipe, step_id: str) -> dict[str, Any]:

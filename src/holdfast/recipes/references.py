@@ -13,6 +13,8 @@ RESERVED_IDS = ("lab", "new")
 """Words that mean a model source and therefore cannot name a step."""
 
 STEP_ID = r"^[a-z][a-z0-9_-]*$"
+PLAN_HEADER, PLAN_MASK = "plan.json", "mask.safetensors"
+"""What every plan's folder holds."""
 MODEL_KEYS = (".model", ".unaligned", ".adapter", ".tuned")
 """Keys that may name a step, and as well a model from elsewhere."""
 
@@ -69,6 +71,8 @@ def _reference_problem(
     if not isinstance(target, str):
         return []  # its field says what it should be
     if target not in steps:
+        if where.endswith(".constraint") and "\0" not in target and _is_path(target):
+            return _plan_problem(where, target)
         free = where.endswith(MODEL_KEYS) and (not plain or _is_model_source(target))
         return [] if free else [f"{where}: no step {target!r}. {did_you_mean(target, earlier)}"]
     if target not in earlier:
@@ -88,5 +92,16 @@ def _a(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word!r}"
 
 
+def _plan_problem(where: str, target: str) -> list[str]:
+    for file in (PLAN_HEADER, PLAN_MASK):
+        if not (Path(target).expanduser() / file).is_file():
+            return [f"{where}: {target} is no plan: got no {file} there, expected the folder 'plan' of a mask step"]
+    return []
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or ("\0" not in name and Path(name).exists())
+
+
 def _is_model_source(name: str) -> bool:
-    return name in RESERVED_IDS or "/" in name or ("\0" not in name and Path(name).exists())
+    return name in RESERVED_IDS or _is_path(name)

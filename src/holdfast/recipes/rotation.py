@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.core.config import Config
+from holdfast.core.errors import NumericsError
 from holdfast.core.results import Metric, Verdict
+from holdfast.methods.rotation.baselines.config import Control
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig
 from holdfast.models.config import ModelConfig
+from holdfast.recipes import processes
 from holdfast.recipes.context import BASE_FOLDER, Context, Outcome, artifact, made_by_step, name_of, resolve_model
 from holdfast.recipes.schema import BasisStep, ImportanceStep, MaskStep, TrainStep
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from holdfast.data.examples import Example
     from holdfast.methods.rotation.apply import RotationHold
     from holdfast.methods.rotation.plan import Basis, RotationPlan
+    from holdfast.methods.rotation.proof import LayerProof
     from holdfast.models.load import LoadedModel
     from holdfast.training.loop import TrainResult
 
@@ -24,17 +29,18 @@ Settings = TypeVar("Settings", bound=Config)
 PLAN_FOLDER = "plan"
 """Where each phase leaves its part, under the step's folder."""
 SPECTRUM_POINTS = 30
+OTHER_COORDINATES = ("random_subspace", "unrotated")
+"""Controls that have a basis of their own."""
 
 
 def find_basis(context: Context) -> Outcome:
     """Phase 1."""
-    from holdfast.methods.rotation import plan, store
+    from holdfast.methods.rotation import store
 
     step = context.recipe.steps[context.step_id]
     assert isinstance(step, BasisStep)
     loaded, rows = _safety(context, context.step_id)
-    found = plan.basis(_settings(step, BasisConfig), loaded, rows, step.seed)
-    store.save_basis(found, context.folder / PLAN_FOLDER)
+    found = store.find_basis(_settings(step, BasisConfig), loaded, rows, step.seed, context.folder / PLAN_FOLDER)
     return Outcome(
         artifacts=(artifact(context, context.folder / PLAN_FOLDER),),
         curves=_spectra(found),
@@ -79,10 +85,27 @@ def choose(context: Context) -> Outcome:
     assert isinstance(step, MaskStep)
     scored_by = context.recipe.steps[step.of]
     assert isinstance(scored_by, ImportanceStep)
-    found = store.load_basis(context.out / scored_by.of / PLAN_FOLDER)
-    made = plan.mask(_settings(step, MaskConfig), store.load_importance(context.out / step.of / PLAN_FOLDER, found))
-    store.save_plan(made, context.folder / PLAN_FOLDER)
-    return Outcome(metrics=_figures(made), artifacts=(artifact(context, context.folder / PLAN_FOLDER),))
+    basis_in = context.out / scored_by.of / PLAN_FOLDER
+    scored = store.load_importance(context.out / step.of / PLAN_FOLDER, store.load_basis(basis_in))
+    made = plan.mask(_settings(step, MaskConfig), scored)
+    store.save_plan(made, context.folder / PLAN_FOLDER, basis_in)
+    kept = artifact(context, context.folder / PLAN_FOLDER)
+    return Outcome(metrics=_figures(made), artifacts=(kept,), notes=_outdated(context))
+
+
+def _outdated(context: Context) -> tuple[str, ...]:
+    """Which finished trainings were certified with another plan of this step."""
+    from holdfast.methods.rotation.certificate import FILE, certified_with_another
+
+    plan = context.folder / PLAN_FOLDER
+    folders = [path.parent for path in sorted(context.out.glob(f"*/{FILE}"))]
+    told = [folder.name for folder in folders if certified_with_another(plan, folder)]
+    if not told:
+        return ()
+    return (
+        f"This plan is not the one that {', '.join(told)} trained under: what certifies them no longer verifies. "
+        "Do: run with --resume, which trains them anew, or choose in another output folder.",
+    )
 
 
 def _settings(step: Config, kind: type[Settings]) -> Settings:
@@ -123,15 +146,31 @@ def starts_in_no_folder(step: TrainStep, model: ModelConfig) -> bool:
     return step.constraint is not None and (model.source == "new" or model.adapter is not None or cast)
 
 
-def hold(context: Context, mask_id: str, loaded: LoadedModel) -> RotationHold:
-    """The constraint that a mask step planned.
+def hold(context: Context, step: TrainStep, loaded: LoadedModel) -> RotationHold:
+    """The constraint of a mask step, of a plan's folder, or the control of it that ``baseline`` names.
 
     Raises:
-        ConfigError: it planned for another model.
+        ConfigError: it was planned for another model.
     """
     from holdfast.methods.rotation import apply, store
+    from holdfast.methods.rotation.controls import control
 
-    return apply.apply(loaded, store.load_plan(context.out / mask_id / PLAN_FOLDER))
+    folder = _plan_folder(context, step)
+    made = store.load_plan(folder)
+    if isinstance(step.baseline, Control):
+        made = control(made, step.baseline.name, step.seed)
+        own_basis = step.baseline.name in OTHER_COORDINATES
+        kept = context.folder / PLAN_FOLDER
+        processes.on_main(lambda: store.save_plan(made, kept, None if own_basis else folder))
+    return apply.apply(loaded, made)
+
+
+def _plan_folder(context: Context, step: TrainStep) -> Path:
+    """Where the plan that ``constraint`` names was left."""
+    assert step.constraint is not None
+    if step.constraint in context.recipe.steps:
+        return context.out / step.constraint / PLAN_FOLDER
+    return Path(step.constraint).expanduser()
 
 
 def baseline(
@@ -159,41 +198,48 @@ def baseline(
     )
 
 
-def certify(context: Context, mask_id: str, result: Path) -> Outcome:
+def certify(context: Context, step: TrainStep, result: Path) -> Outcome:
     """The certificate of a held training, its figures by layer, and what it says."""
     from holdfast.methods.rotation import certificate
+    from holdfast.methods.rotation.proof import Files
     from holdfast.models.sources import local_folder
     from holdfast.training.loop import HELD, HELD_FILE
 
     base = resolve_model(context.recipe, context.step_id, context.out)
     kept = context.folder / BASE_FOLDER
-    files = certificate.Files(
+    files = Files(
         kept if kept.exists() else local_folder(base.source, revision=base.revision),
-        context.out / mask_id / PLAN_FOLDER,
+        context.folder / PLAN_FOLDER if isinstance(step.baseline, Control) else _plan_folder(context, step),
         context.folder / HELD / HELD_FILE,
         result,
     )
-    proofs = certificate.certify(context.folder, files)
+    try:
+        proofs = certificate.certify_files(context.folder, files)
+    except NumericsError as problem:
+        return Outcome(verdicts=(_verdict(False, (), str(problem)),))
     metrics = tuple(
         Metric(
             name=f"rotation/{name}",
             value=getattr(proof, name),
             n=proof.of,
-            k=proof.frozen,
-            higher_is_better=False,
+            k=None if name == "moved_share" else proof.frozen,
+            higher_is_better=name == "moved_share",
             group=f"layer={proof.layer}",
         )
         for proof in proofs
-        for name in ("drift", "leak")
+        for name in ("drift", "leak", "moved_share")
     )
-    leak, moved = max(proof.leak for proof in proofs), max(proof.frozen_moved for proof in proofs)
-    verdict = Verdict(
+    verdict = _verdict(True, proofs, certificate.statement(proofs))
+    return Outcome(metrics, (verdict,), (artifact(context, context.folder / certificate.FILE),))
+
+
+def _verdict(holds: bool, proofs: Sequence[LayerProof], reason: str) -> Verdict:
+    return Verdict(
         name="rotation/certificate",
-        holds=True,
-        statistic=leak,
+        holds=holds,
+        statistic=max((proof.leak for proof in proofs), default=None),
         p_value=None,
         n=len(proofs),
         null="a frozen coordinate moved, or the result is not what base, plan and coordinates give",
-        reason=f"frozen coordinates moved by {moved:g}; the largest leak after rounding is {leak:.1e}",
+        reason=reason,
     )
-    return Outcome(metrics, (verdict,), (artifact(context, context.folder / certificate.FILE),))

@@ -85,6 +85,8 @@ def run_recipe(
             record = _run_step(context, fingerprint, record)
             records[step_id] = next(step for step in record.steps if step.id == step_id)
             say(f"{head}: done in {records[step_id].seconds:.0f} s")
+            for note in records[step_id].notes:
+                say(f"  {note}")
     if processes.is_main():
         record.save(out / RUN_FILE)  # where nothing ran, the recipe may still have lost a step
     return record

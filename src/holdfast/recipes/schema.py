@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from holdfast.core.config import Config, apply_overrides, load_yaml, problems_of, report
 from holdfast.core.errors import ConfigError, did_you_mean
 from holdfast.evaluation.tasks import TaskConfig, choose_tasks
-from holdfast.methods.rotation.baselines.config import BaselineConfig, check
+from holdfast.methods.rotation.baselines.config import BaselineConfig, Control, check
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.fields import MODELS, Model, NamedTask, Source, Suites, as_source
@@ -48,9 +48,11 @@ class TrainStep(TrainConfig):
     validation: tuple[Source, ...] = ()
     """Rows for the validation loss: early stopping and the best checkpoint go by it."""
     constraint: str | None = None
-    """Id of the ``mask`` step that says what may not move."""
+    """What may not move: the id of a ``mask`` step, or the folder of a plan that another run made
+    (``runs/warp/mask/plan``)."""
     baseline: BaselineConfig | None = None
-    """Another published way to stay safe, to compare with: its ``name`` and its settings."""
+    """Another way to train, to compare with: its name, or a mapping of ``name`` and settings. ``random_mask``,
+    ``random_subspace``, ``unrotated`` and ``rho0`` stand beside ``constraint``: its controls of equal size."""
     safety: tuple[Source, ...] = ()
     """Requests with safe answers, for a baseline that uses them."""
     unaligned: Model | None = None
@@ -70,7 +72,10 @@ class TrainStep(TrainConfig):
     @model_validator(mode="after")
     def _baseline_fits(self) -> Self:
         if self.baseline is not None:
-            if self.constraint is not None:
+            control = isinstance(self.baseline, Control)
+            if control and self.constraint is None:
+                raise ValueError(f"baseline {self.baseline.name} is the control of a constraint; give 'constraint' too")
+            if self.constraint is not None and not control:
                 raise ValueError("baseline and constraint exclude each other; take one of them out")
             try:
                 check(self.baseline, self.params, safety=bool(self.safety), unaligned=self.unaligned is not None)

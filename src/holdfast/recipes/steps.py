@@ -50,7 +50,7 @@ def _train(context: Context) -> Outcome:
     loaded = load_model(config)
     if (config.adapter is not None and step.params != "full") or rotation.starts_in_no_folder(step, config):
         processes.on_main(lambda: _keep_base(context, loaded))
-    if step.baseline is not None:
+    if step.baseline is not None and step.constraint is None:
         result = rotation.baseline(context, step, loaded, rows, validation or None)
     else:
         result = train(
@@ -59,7 +59,7 @@ def _train(context: Context) -> Outcome:
             step.training(),
             out=context.folder,
             validation=validation or None,
-            constraint=None if step.constraint is None else rotation.hold(context, step.constraint, loaded),
+            constraint=None if step.constraint is None else rotation.hold(context, step, loaded),
             resume=context.resume,
         )
     return processes.on_main(lambda: _trained(context, loaded, result))
@@ -72,7 +72,7 @@ def _trained(context: Context, loaded: LoadedModel, result: TrainResult) -> Outc
     launched = (TOGETHER.format(n=processes.count()),) if processes.count() > 1 else ()
     step = context.recipe.steps[context.step_id]
     assert isinstance(step, TrainStep)
-    proof = rotation.certify(context, step.constraint, result.folder) if step.constraint else Outcome()
+    proof = rotation.certify(context, step, result.folder) if step.constraint else Outcome()
     return Outcome(
         metrics=(rate, *proof.metrics),
         verdicts=proof.verdicts,

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from holdfast.models.load import LoadedModel
 
 
-def _plan(config: RotationConfig, loaded: LoadedModel, safety: Sequence[Example]) -> RotationPlan:
+def _plan(
+    config: RotationConfig, loaded: LoadedModel, safety: Sequence[Example], task: Sequence[Example] = ()
+) -> RotationPlan:
     """See `holdfast.methods.rotation.plan.plan`."""
     from holdfast.methods.rotation import plan
 
-    return plan.plan(config, loaded, safety)
+    return plan.plan(config, loaded, safety, task)
 
 
 def _apply(loaded: LoadedModel, made: RotationPlan) -> RotationHold:

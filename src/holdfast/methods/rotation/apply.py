@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,27 +109,30 @@ class StoredHold:
 
 
 class _Made:
-    """The holds of a plan: layers that share an input share its basis, and with the same mask the hold itself."""
+    """The holds of a plan: layers that share an input share its basis, and with the same mask the hold itself.
+
+    Asked for in the order of the model, in which layers of one input follow each other: only the last input's are kept.
+    """
 
     def __init__(self, plan: RotationPlan) -> None:
         self._plan = plan
-        self._bases: dict[tuple[str, torch.device], Tensor] = {}
-        self._directions: dict[tuple[str, torch.device], list[tuple[Tensor, HeldDirections]]] = {}
+        self._at: tuple[str, torch.device] | None = None
+        self._basis = torch.empty(0)
+        self._directions: list[tuple[Tensor, HeldDirections]] = []
 
     def hold(self, layer: Layer, device: torch.device) -> HeldDirections | HeldElements:
         """The hold of ``layer`` on ``device``."""
-        at = (layer.group, device)
-        if at not in self._bases:
-            self._bases[at] = self._plan.basis.vectors[layer.group].to(device)
+        if self._at != (layer.group, device):
+            self._at, self._directions = (layer.group, device), []
+            self._basis = self._plan.basis.vectors[layer.group].to(device)
         frozen = self._plan.frozen[layer.name].to(device)
         if frozen.ndim == 2:
-            return HeldElements(frozen, self._bases[at])
-        known = self._directions.setdefault(at, [])
-        for mask, held in known:
+            return HeldElements(frozen, self._basis)
+        for mask, held in self._directions:
             if torch.equal(mask, frozen):
                 return held
-        known.append((frozen, HeldDirections.of(self._bases[at], frozen)))
-        return known[-1][1]
+        self._directions.append((frozen, HeldDirections.of(self._basis, frozen)))
+        return self._directions[-1][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,32 +145,38 @@ class RotationHold:
         """A hold for every planned layer, by the name of its trained parameter; ``None`` for what stays as it is.
 
         Under LoRA the parameter is ``A``; its random start is put into the free space here, which changes no output
-        because ``B`` starts at 0.
+        because ``B`` starts at 0. It is not rescaled: with a share ``s`` held its norm is about ``sqrt(1 - s)`` of that
+        of plain LoRA.
 
         Raises:
             LayerError: a planned layer is quantised or not trained, or elements are to be held under LoRA.
         """
+        return dict(self.each(model))
+
+    def each(self, model: nn.Module) -> Iterator[tuple[str, Hold | None]]:
+        """`holds`, one after the other: what was given before is not kept."""
         layers = LayerMap.of(model)
         by_module: dict[str, list[Layer]] = {}
-        for name in self.plan.frozen:
-            by_module.setdefault(layers[name].path, []).append(layers[name])
+        for layer in layers.select(tuple(self.plan.frozen)):
+            by_module.setdefault(layer.path, []).append(layer)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         made = _Made(self.plan)
-        holds: dict[str, Hold | None] = dict(
-            self._hold(model, layers, members, names, made) for members in by_module.values()
-        )
+        held = {id(p) for members in by_module.values() for p in _factors_of(model, members[0], "lora_B")}
+        for members in by_module.values():
+            parameter, hold = self._hold(model, layers, members, made)
+            held.add(id(parameter))
+            yield names[id(parameter)], hold
         if self.plan.config["rest"] == "frozen":
-            paired = {id(p) for members in by_module.values() for p in _factors_of(model, members[0], "lora_B")}
-            rest = ((name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in paired)
-            holds |= {name: None for name, _ in rest if name not in holds}
-        return holds
+            for name, p in model.named_parameters():
+                if p.requires_grad and id(p) not in held:
+                    yield name, None
 
     def _hold(
-        self, model: nn.Module, layers: LayerMap, members: list[Layer], names: Mapping[int, str], made: _Made
-    ) -> tuple[str, StoredHold]:
+        self, model: nn.Module, layers: LayerMap, members: list[Layer], made: _Made
+    ) -> tuple[nn.Parameter, StoredHold]:
         parameter = layers.parameter(members[0].name)
         if (adapter := _adapter_of(model, members[0])) is not None:
-            return names[id(adapter)], self._adapter_hold(adapter, members, made)
+            return adapter, self._adapter_hold(adapter, members, made)
         if is_quantised(parameter):
             raise LayerError(
                 f"Cannot hold {members[0].name}: its weight is quantised, expected a plain one or an adapter. "
@@ -175,7 +184,7 @@ class RotationHold:
             )
         parts = [(self._rows(layer, parameter), made.hold(layer, parameter.device)) for layer in members]
         transposed = type(layers.module(members[0].name)).__name__ == "Conv1D"
-        return names[id(parameter)], StoredHold(parts, transposed)
+        return parameter, StoredHold(parts, transposed)
 
     def _adapter_hold(self, A: nn.Parameter, members: list[Layer], made: _Made) -> StoredHold:
         held = [made.hold(layer, A.device) for layer in members]

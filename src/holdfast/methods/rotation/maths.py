@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,28 +49,27 @@ def frozen_by_share(scores: Mapping[str, Tensor], share: float, scope: str) -> d
     return {name: _top(score.reshape(-1), share, name).reshape(score.shape) for name, score in scores.items()}
 
 
-def spared(frozen: Mapping[str, Tensor], needed_by_task: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is frozen and not needed by the task, by layer.
+def _top(score_n: Tensor, share: float, where: str) -> Tensor:
+    return highest(score_n, frozen_count(score_n.numel(), share, where))
+
+
+def frozen_count(n: int, share: float, where: str) -> int:
+    """How many of ``n`` coordinates a share freezes.
 
     Raises:
-        ConfigError: nothing is left frozen in any layer.
+        ConfigError: none or all.
     """
-    left = {name: mask & ~needed_by_task[name] for name, mask in frozen.items()}
-    if not any(bool(mask.any()) for mask in left.values()):
+    count = round(share * n)
+    if not 0 < count < n:
         raise ConfigError(
-            "spare: task leaves nothing frozen: the task needs all that safety needs. Do: raise frozen_share, or take "
-            "spare out."
+            f"frozen_share {share} freezes {count} of {n} coordinates of {where}: expected some and not "
+            f"all. Do: set it between {1 / n:.2g} and {1 - 1 / n:.6g}."
         )
-    return left
+    return count
 
 
-def _top(score_n: Tensor, share: float, where: str) -> Tensor:
-    count = round(share * score_n.numel())
-    if not 0 < count < score_n.numel():
-        raise ConfigError(
-            f"frozen_share {share} freezes {count} of {score_n.numel()} coordinates of {where}: expected some and not "
-            f"all. Do: set it between {1 / score_n.numel():.2g} and {1 - 1 / score_n.numel():.6g}."
-        )
+def highest(score_n: Tensor, count: int) -> Tensor:
+    """True at the ``count`` highest scores, the earlier of two equal ones first."""
     frozen = torch.zeros_like(score_n, dtype=torch.bool)
     frozen[torch.argsort(score_n, descending=True, stable=True)[:count]] = True
     return frozen
@@ -105,18 +105,53 @@ def free_of_elements(D_oi: Tensor, frozen_oi: Tensor, U_ii: Tensor) -> Tensor:
     return (D_oi * ~frozen_oi) @ U_ii.T  # on a CPU twice as fast as masked_fill
 
 
-def output_drift(change_oi: Tensor, W_oi: Tensor, C_ii: Tensor) -> float:
-    r"""How far outputs on the safety inputs move, relatively: :math:`\|dW C^{1/2}\|_F / \|W C^{1/2}\|_F`."""
-    moved, whole = (float(((X @ C_ii) * X).sum().clamp_min(0).sqrt()) for X in (change_oi.double(), W_oi.double()))
+def output_drift(X_ok: Tensor, W_oi: Tensor, C_ii: Tensor, A_ki: Tensor | None = None) -> float:
+    r"""How far outputs on the safety inputs move, relatively: :math:`\|dW C^{1/2}\|_F / \|W C^{1/2}\|_F`.
+
+    The change is ``dW = X A``, of which only ``k x k`` and ``k x i`` matrices are made, or ``X`` itself without ``A``.
+    In float64.
+    """
+
+    def energy(Y_ok: Tensor, M_kk: Tensor) -> float:
+        return float(((Y_ok @ M_kk) * Y_ok).sum().clamp_min(0).sqrt())
+
+    C_ii = C_ii.double()
+    M_kk = C_ii if A_ki is None else A_ki.double() @ C_ii @ A_ki.double().T
+    moved, whole = energy(X_ok.double(), M_kk), energy(W_oi.double(), C_ii)
     return moved / whole if whole else 0.0
 
 
-def overlap(a: Tensor, b: Tensor) -> float:
-    """Intersection over union of two frozen sets; 1 where both are empty."""
-    union = int((a | b).sum())
-    return int((a & b).sum()) / union if union else 1.0
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Of two frozen sets, or of several pairs together: the sizes of intersection and union, expected ones too."""
 
+    both: int
+    either: int
+    both_by_chance: float
+    either_by_chance: float
 
-def overlap_by_chance(share: float) -> float:
-    """`overlap` of two independent random sets of this share, in the limit of many coordinates."""
-    return share / (2 - share)
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor) -> Overlap:
+        """Two sets in one layer; by chance: random sets of these sizes."""
+        m, n = int(a.sum()), int(b.sum())
+        both = m * n / a.numel()
+        return cls(int((a & b).sum()), int((a | b).sum()), both, m + n - both)
+
+    def __add__(self, other: Overlap) -> Overlap:
+        """Pairs of two layers together."""
+        return Overlap(
+            self.both + other.both,
+            self.either + other.either,
+            self.both_by_chance + other.both_by_chance,
+            self.either_by_chance + other.either_by_chance,
+        )
+
+    @property
+    def share(self) -> float:
+        """Intersection over union; 1 where both are empty."""
+        return self.both / self.either if self.either else 1.0
+
+    @property
+    def share_by_chance(self) -> float:
+        """The same of random sets that freeze as many in every layer, in the limit of many coordinates."""
+        return self.both_by_chance / self.either_by_chance if self.either_by_chance else 1.0

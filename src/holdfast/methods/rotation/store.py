@@ -1,10 +1,17 @@
-"""A plan on disk: tensors in safetensors, everything else in one JSON; each phase keeps its own folder."""
+"""A plan on disk: tensors in safetensors, everything else in one JSON; each phase keeps its own folder.
+
+A basis has one file a group, written as soon as the group is found and mapped into memory where it is read. A plan's
+folder stands alone: its basis is the files of phase 1 again, as hard links where the disk has them, or else as copies.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,65 +21,119 @@ from torch import Tensor
 
 from holdfast.core.errors import DataError
 from holdfast.core.files import folder_atomically
-from holdfast.methods.rotation.config import ImportanceConfig
-from holdfast.methods.rotation.plan import Basis, Importance, Origin, RotationPlan
+from holdfast.data.examples import Example
+from holdfast.methods.rotation import plan
+from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig
+from holdfast.methods.rotation.plan import Basis, Found, Importance, Origin, RotationPlan
+from holdfast.models.load import LoadedModel
 
-BASIS_FILE, IMPORTANCE_FILE, MASK_FILE, HEADER = (
-    "basis.safetensors",
-    "importance.safetensors",
-    "mask.safetensors",
-    "plan.json",
-)
+BASIS_FOLDER, IMPORTANCE_FILE, MASK_FILE, HEADER = "basis", "importance.safetensors", "mask.safetensors", "plan.json"
+KINDS = ("vectors", "energies", "moments")
+
+
+def find_basis(config: BasisConfig, loaded: LoadedModel, safety: Sequence[Example], seed: int, folder: Path) -> Basis:
+    """Phase 1 straight to disk, so that no two blocks of the model are in memory; what it returns is mapped from there.
+
+    Raises:
+        HoldfastError: What `plan.basis` refuses; ``folder`` is as it was before.
+    """
+    with folder_atomically(folder) as fresh:
+        (fresh / BASIS_FOLDER).mkdir()
+        found = plan.basis(config, loaded, safety, seed, keep=partial(_on_disk, fresh / BASIS_FOLDER))
+        _write_header(fresh, _basis_header(found))
+    return found
 
 
 def save_basis(found: Basis, folder: Path) -> None:
     """Write phase 1."""
-    tensors = {
-        f"{kind}/{group}": tensor
-        for kind in ("vectors", "energies", "moments")
-        for group, tensor in getattr(found, kind).items()
-    }
-    header = {"origin": asdict(found.origin), "groups": dict(found.groups), "tokens": found.tokens}
-    _write(folder, {BASIS_FILE: tensors}, header)
+    with folder_atomically(folder) as fresh:
+        _write_basis(found, fresh)
+        _write_header(fresh, _basis_header(found))
 
 
 def load_basis(folder: Path) -> Basis:
-    """Read phase 1.
+    """Read phase 1; matrices come into memory when they are looked at.
 
     Raises:
         DataError: the folder holds no plan, or a damaged one.
     """
-    header, tensors = _read(folder, BASIS_FILE)
-    kinds = {kind: _under(tensors, kind) for kind in ("vectors", "energies", "moments")}
+    header = _read_header(folder, "groups")
+    groups = {
+        group: _read(_of_group(folder / BASIS_FOLDER, group)) for group in dict.fromkeys(header["groups"].values())
+    }
+    kinds = {kind: {group: found[kind] for group, found in groups.items() if kind in found} for kind in KINDS}
     return Basis(**kinds, groups=header["groups"], origin=Origin(**header["origin"]), tokens=header["tokens"])
+
+
+def _basis_header(found: Basis) -> dict[str, Any]:
+    return {"origin": asdict(found.origin), "groups": dict(found.groups), "tokens": found.tokens}
+
+
+def _write_basis(found: Basis, folder: Path) -> None:
+    (folder / BASIS_FOLDER).mkdir()
+    for group in found.vectors:
+        kinds = {kind: getattr(found, kind) for kind in KINDS}
+        _on_disk(folder / BASIS_FOLDER, group, {kind: each[group] for kind, each in kinds.items() if group in each})
+
+
+def _on_disk(folder: Path, group: str, found: Found) -> Found:
+    """Write what was found for one group, and read it back."""
+    path = _of_group(folder, group)
+    save_file({kind: tensor.cpu().contiguous() for kind, tensor in found.items()}, path)
+    return load_file(path)
+
+
+def _of_group(folder: Path, group: str) -> Path:
+    return folder / f"{group}.safetensors"
 
 
 def save_importance(scored: Importance, folder: Path) -> None:
     """Write phase 2; the basis stays where phase 1 left it."""
     kinds = {"even": scored.halves[0], "odd": scored.halves[1], "task": scored.task or {}}
-    tensors = {f"{kind}/{name}": t for kind, each in kinds.items() for name, t in each.items()}
-    _write(folder, {IMPORTANCE_FILE: tensors}, {"importance": scored.config.model_dump(mode="json")})
+    with folder_atomically(folder) as fresh:
+        _write(
+            fresh / IMPORTANCE_FILE, {f"{kind}/{name}": t for kind, each in kinds.items() for name, t in each.items()}
+        )
+        rows = {"rows": scored.rows, "task_rows": scored.task_rows}
+        _write_header(fresh, {"importance": scored.config.model_dump(mode="json")} | rows)
 
 
 def load_importance(folder: Path, found: Basis) -> Importance:
     """Read phase 2."""
-    header, tensors = _read(folder, IMPORTANCE_FILE)
+    header, tensors = _read_header(folder, "importance"), _read(folder / IMPORTANCE_FILE)
     even, odd, task = (_under(tensors, kind) for kind in ("even", "odd", "task"))
-    return Importance((even, odd), ImportanceConfig(**header["importance"]), found, task or None)
+    rows = {"rows": header["rows"], "task_rows": header["task_rows"]}
+    return Importance((even, odd), ImportanceConfig(**header["importance"]), found, task or None, **rows)
 
 
-def save_plan(made: RotationPlan, folder: Path) -> None:
-    """Write a whole plan, its basis included, so that the folder stands alone."""
-    save_basis(made.basis, folder)
-    header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-    header |= {
+def save_plan(made: RotationPlan, folder: Path, basis_in: Path | None = None) -> None:
+    """Write a whole plan, its basis included, so that the folder stands alone.
+
+    Args:
+        basis_in: Where phase 1 left the plan's basis; its files are then linked, which takes no room on the disk.
+    """
+    header = _basis_header(made.basis) | {
         "config": dict(made.config),
         "stability": made.stability,
         "stability_by_chance": made.stability_by_chance,
         "layers": made.table(),
     }
-    basis = {BASIS_FILE: load_file(folder / BASIS_FILE)}
-    _write(folder, basis | {MASK_FILE: dict(made.frozen)}, header)
+    with folder_atomically(folder) as fresh:
+        if basis_in is None:
+            _write_basis(made.basis, fresh)
+        else:
+            shutil.copytree(basis_in / BASIS_FOLDER, fresh / BASIS_FOLDER, copy_function=_link)
+        _write(fresh / MASK_FILE, made.frozen)
+        _write_header(fresh, header)
+
+
+def _link(source: str, target: str) -> str:
+    """A second name of a file, or a copy where the disk has no such thing. No file is ever written in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return shutil.copy2(source, target)
+    return target
 
 
 def load_plan(folder: Path) -> RotationPlan:
@@ -81,7 +142,7 @@ def load_plan(folder: Path) -> RotationPlan:
     Raises:
         DataError: the folder holds no plan, or a damaged one.
     """
-    header, frozen = _read(folder, MASK_FILE)
+    header, frozen = _read_header(folder, "stability"), _read(folder / MASK_FILE)
     found = load_basis(folder)
     return RotationPlan(frozen, header["stability"], header["stability_by_chance"], header["config"], found)
 
@@ -90,17 +151,32 @@ def _under(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     return {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{kind}/")}
 
 
-def _write(folder: Path, files: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]) -> None:
-    with folder_atomically(folder) as fresh:
-        for file, tensors in files.items():
-            # layers of one group may share a score, and safetensors wants a storage of each tensor's own
-            save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, fresh / file)
-        (fresh / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # layers of one group may share a score, and safetensors wants a storage of each tensor's own
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
 
 
-def _read(folder: Path, file: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _write_header(folder: Path, header: Mapping[str, Any]) -> None:
+    (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        return header, load_file(folder / file)
-    except (OSError, ValueError, SafetensorError) as problem:
-        raise DataError(f"Cannot read a rotation plan in {folder}: {problem}. Do: run its step again.") from problem
+        return load_file(path)
+    except (OSError, SafetensorError) as problem:
+        raise _unreadable(path.parent, problem) from problem
+
+
+def _read_header(folder: Path, wanted: str) -> dict[str, Any]:
+    """The JSON of a phase, which has the key ``wanted``."""
+    try:
+        header: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise _unreadable(folder, problem) from problem
+    if wanted not in header:
+        raise _unreadable(folder, DataError(f"{HEADER} has no {wanted!r}: it is another phase's folder"))
+    return header
+
+
+def _unreadable(folder: Path, problem: Exception) -> DataError:
+    return DataError(f"Cannot read a rotation plan in {folder}: {problem}. Do: run its step again.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from holdfast.core.config import Config
 from holdfast.core.errors import ConfigError
 
+ControlName = Literal["random_mask", "random_subspace", "unrotated", "rho0"]
+"""What may stand beside a ``constraint``: another choice of equal size."""
 ANY = ("full", "lora", "qlora")
 
 
@@ -24,6 +26,21 @@ class Baseline(Config):
     def uses_safety(self) -> bool:
         """Whether it reads safety rows."""
         return False
+
+
+class Plain(Baseline):
+    """Plain fine-tuning: what everything else is compared with."""
+
+    name: Literal["plain"]
+
+
+class Control(Baseline):
+    """A control of the training's ``constraint``, which says how much is frozen: see `rotation.controls.control`.
+
+    What is random is drawn by the training's ``seed``.
+    """
+
+    name: ControlName
 
 
 class Replay(Baseline):
@@ -149,10 +166,30 @@ class Salora(Baseline):
         return True
 
 
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 BaselineConfig = Annotated[
-    Replay | Lisa | SafeLora | Asft | ConstrainedSft | Salora,
-    Field(discriminator="name"),
+    Annotated[Plain | Control | Replay | Lisa | SafeLora | Asft | ConstrainedSft | Salora, Field(discriminator="name")],
+    BeforeValidator(_by_name),
 ]
+"""A baseline by its name, with the settings of its paper, or a mapping with other settings."""
+
+
+def check_control(name: str, importance: str) -> None:
+    """Refuse a control in other coordinates for a plan by gradients: they are not kept, and energies are.
+
+    Raises:
+        ValueError: naming what to do.
+    """
+    if name in ("random_subspace", "unrotated") and importance != "energy":
+        space = "random" if name == "random_subspace" else "unrotated"
+        raise ValueError(
+            f"baseline {name} needs scores in other coordinates, and gradients (importance: {importance}) are known in "
+            f"the plan's own alone. Do: plan once more from a basis step with space: {space}, and take that mask as "
+            "the constraint"
+        )
 
 
 def check(config: BaselineConfig, params: str, *, safety: bool, unaligned: bool) -> None:
