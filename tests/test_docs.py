@@ -1,6 +1,7 @@
 """What the documentation says, holds: commands, links, keys, examples, recipes."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ from tests.zoo import CONFIGS, byte_tokenizer
 from typer.main import get_command
 
 from holdfast.cli.main import app
+from holdfast.methods.rotation.certificate import verify
 from holdfast.models.build import new_model
 from holdfast.recipes.schema import load_recipe
 
@@ -139,17 +141,47 @@ def test_the_fine_tuning_and_judging_examples_follow_each_other(
     assert "safety/lab/jailbreak/safety_rate: " in capsys.readouterr().out
 
 
-def test_the_readmes_python_runs(model_folder: Path, tmp_path: Path) -> None:
-    (code,) = [block for block in blocks(ROOT / "README.md") if block.startswith("from ")]
-    code = (
-        code.replace('"lab"', repr(str(model_folder))).replace("limit=100", "limit=2").replace("steps=100", "steps=1")
-    )
+def runs(code: str, folder: Path) -> None:
+    """A page's Python, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def python_of(page: Path) -> str:
+    (code,) = [block for block in blocks(page) if block.startswith("from ")]
+    return code
+
+
+def test_the_readmes_python_runs(model_folder: Path, tmp_path: Path) -> None:
+    code = python_of(ROOT / "README.md").replace('"lab"', repr(str(model_folder)))
+    runs(code.replace("limit=100", "limit=2").replace("steps=100", "steps=1"), tmp_path)
+
+
+def test_the_python_of_rotation_runs_and_leaves_a_certificate(model_folder: Path, tmp_path: Path) -> None:
+    code = python_of(ROOT / "docs" / "rotation.md").replace('"lab"', repr(str(model_folder)))
+    runs(code.replace("rows=400", "rows=8").replace("steps=100", "steps=1"), tmp_path)
+    proofs, problems = verify(tmp_path / "runs" / "held")
+    assert (len(proofs), problems) == (14, [])
+
+
+def test_the_python_of_baselines_runs(model_folder: Path, tmp_path: Path) -> None:
+    for name in ("task", "refusals"):
+        rows = "".join(json.dumps({"prompt": f"{name} {i}?", "answer": f"{i}."}) + "\n" for i in range(4))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    runs(python_of(ROOT / "docs" / "baselines.md").replace("path/to/model", str(model_folder)), tmp_path)
+    assert (tmp_path / "runs" / "lisa" / "model" / "model.safetensors").is_file()
+
+
+def test_the_holding_example_leaves_a_certificate(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(ROOT / "examples" / "hold.py").main(str(model_folder), str(tmp_path / "held"), "1")
+    assert "certified: outputs on safety rows moved by " in capsys.readouterr().out
+    assert verify(tmp_path / "held")[1] == []
