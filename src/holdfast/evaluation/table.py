@@ -10,13 +10,11 @@ import numpy as np
 
 from holdfast.core.errors import DataError
 from holdfast.core.results import Metric
-from holdfast.evaluation.compare import same_judges
+from holdfast.evaluation.aligned import Asked, asked_in, columns_of
 from holdfast.evaluation.composites import Estimate
 from holdfast.evaluation.crossed import Array, CrossedMean, crossed_means, difference_of, mean_of, removed_of
-from holdfast.evaluation.log import Header, Record, TaskHead, read_log
-from holdfast.evaluation.measures import Figure, cluster_of, figures
-from holdfast.evaluation.suite import shown_task
-from holdfast.evaluation.tasks import Task
+from holdfast.evaluation.log import read_log
+from holdfast.evaluation.measures import cluster_of
 
 BEFORE = "before"
 """Label of the row for the model before any change."""
@@ -47,9 +45,9 @@ def table(before: Path, rows: Mapping[str, Sequence[Path]], reference: str) -> T
         DataError: not logs, no task in common, other rows under the same ids, rows in only some logs, or other judges.
     """
     header, records = read_log(before)
-    asked = {head.name: _asked(head, records) for head in header.tasks}
-    answers = {BEFORE: [_columns(before, (header, records), asked)]}
-    answers |= {label: [_columns(path, read_log(path), asked) for path in paths] for label, paths in rows.items()}
+    asked = {head.name: asked_in(head, records) for head in header.tasks}
+    answers = {BEFORE: [columns_of(before, (header, records), asked)]}
+    answers |= {label: [columns_of(path, read_log(path), asked) for path in paths] for label, paths in rows.items()}
     seen = [columns for seeds in answers.values() for columns in seeds]
     common = [name for name in asked if all(name in columns for columns in seen)]
     if not common:
@@ -68,61 +66,10 @@ def table(before: Path, rows: Mapping[str, Sequence[Path]], reference: str) -> T
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What one task asks, as the first log has it."""
-
-    head: TaskHead
-    task: Task
-    figure: Figure
-    records: tuple[Record, ...]
-    """Those that the figure is about."""
-
-    @property
-    def name(self) -> str:
-        """The figure's name without its suite."""
-        return f"table/{self.figure.name.partition('/')[2]}"
-
-
-def _asked(head: TaskHead, records: Sequence[Record]) -> _Asked:
-    task = shown_task(head, head.judges[0])
-    figure = figures(task)[0]
-    return _Asked(head, task, figure, tuple(figure.rows(record for record in records if record.task == head.name)))
-
-
-def _columns(path: Path, log: tuple[Header, list[Record]], asked: Mapping[str, _Asked]) -> dict[str, Array]:
-    """The figure's value of every prompt by task, in the order of the first log; nan where it cannot be judged."""
-    header, records = log
-    columns = {}
-    for head in header.tasks:
-        if head.name not in asked:
-            columns[head.name] = np.empty(0)
-            continue
-        first = asked[head.name]
-        same_judges(first.head, head)
-        own = {record.id: record for record in first.figure.rows(r for r in records if r.task == head.name)}
-        _same_prompts(path, first, own)
-        values = [first.figure.value(own[record.id].scores[head.judges[0]]) for record in first.records]
-        columns[head.name] = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    return columns
-
-
-def _same_prompts(path: Path, first: _Asked, own: Mapping[str, Record]) -> None:
-    wanted = {record.id: record.sample.example for record in first.records}
-    alone = sorted(wanted.keys() ^ own.keys())
-    other = [ident for ident in wanted if ident in own and own[ident].sample.example != wanted[ident]]
-    if alone or other:
-        what = f"{len(alone)} rows stand in only one log" if alone else f"{len(other)} rows are not the same"
-        raise DataError(
-            f"{first.head.name}: {what} (first: {(alone or other)[0]!r}): got {path}, expected the prompts of the "
-            "first log. Do: evaluate every model on the same rows, with one seed and one limit."
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class _Column:
     """One task's part of the table."""
 
-    asked: _Asked
+    asked: Asked
     grids: Mapping[str, Array]
     """Values by row, ``(prompts, seeds)``."""
     means: Mapping[str, CrossedMean]
@@ -131,6 +78,11 @@ class _Column:
     reference: str
     seed: int
     """As the logs' header has it."""
+
+    @property
+    def name(self) -> str:
+        """The figure's name without its suite."""
+        return f"table/{self.asked.figure.name.partition('/')[2]}"
 
     def metrics(self) -> Iterator[Metric]:
         """Row by row: the value, the difference from the reference, the share removed."""
@@ -149,7 +101,7 @@ class _Column:
         grid = self.grids[label]
         n = int(np.isfinite(grid).sum())
         return Metric(
-            name=self.asked.name + part,
+            name=self.name + part,
             value=found.value,
             n=n,
             n_invalid=grid.size - n,
@@ -168,10 +120,10 @@ class _Column:
     def per_seed(self) -> dict[str, list[tuple[float, float]]]:
         """The value of each seed, numbered from 1."""
         values = {label: enumerate(mean.per_seed, start=1) for label, mean in self.means.items()}
-        return {f"{self.asked.name} [row={label}]": [(float(i), v) for i, v in row] for label, row in values.items()}
+        return {f"{self.name} [row={label}]": [(float(i), v) for i, v in row] for label, row in values.items()}
 
 
-def _column(asked: _Asked, grids: Mapping[str, Array], reference: str, seed: int, position: int) -> _Column:
+def _column(asked: Asked, grids: Mapping[str, Array], reference: str, seed: int, position: int) -> _Column:
     """``position`` of the task gives it resamples of its own."""
     valid = {label: grid for label, grid in grids.items() if np.isfinite(grid).any(axis=0).all()}
     rates = asked.task.binary and all(set(grid[np.isfinite(grid)]) <= {0.0, 1.0} for grid in valid.values())

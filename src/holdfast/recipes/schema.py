@@ -224,8 +224,36 @@ class TableStep(Config):
         return self
 
 
+class FrontStep(Config):
+    """Compare the trade-off curves of merges whose weight was chosen on the same validation rows."""
+
+    lists: ClassVar[Mapping[str, tuple[str, ...]]] = {"rows": ("merge",)}
+
+    do: Literal["front"]
+    rows: dict[str, Annotated[tuple[str, ...], BeforeValidator(as_list), Field(min_length=1)]] = Field(min_length=2)
+    """By label, the merge step of each seed, with ``select``: a list of ids, or ``sst-{seed}`` for all seeds."""
+    reference: str
+    """Label of the row that the others are compared with, e.g. ``sst``."""
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        problems = row_problems(self.rows, self.reference)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
 Step = Annotated[
-    TrainStep | EvaluateStep | CompareStep | TableStep | BasisStep | ImportanceStep | MaskStep | MergeStep | RepairStep,
+    TrainStep
+    | EvaluateStep
+    | CompareStep
+    | TableStep
+    | BasisStep
+    | ImportanceStep
+    | MaskStep
+    | MergeStep
+    | RepairStep
+    | FrontStep,
     Field(discriminator="do"),
 ]
 

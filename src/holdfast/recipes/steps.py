@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from holdfast.core.files import folder_atomically
 from holdfast.core.results import Metric, Sample
 from holdfast.evaluation.tasks import TASKS
-from holdfast.recipes import merging, processes, repairing, rotation, table
+from holdfast.recipes import front, merging, processes, repairing, rotation, table
 from holdfast.recipes.context import (
     BASE_FOLDER,
     LOG_FILE,
@@ -188,6 +188,7 @@ EXECUTORS: dict[str, Callable[[Context], Outcome]] = {
     "mask": rotation.choose,
     "table": table.tabulate,
     "merge": merging.merge,
+    "front": front.compare,
     "repair": repairing.repair,
 }
 """How each kind of step runs, by the word that ``do`` has for it."""
