@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from holdfast.core.errors import ConfigError
 from holdfast.recipes.context import Context, Outcome
 from holdfast.recipes.merge_step import MergeStep, Select
@@ -15,20 +17,17 @@ def compare(context: Context) -> Outcome:
 
     step = context.recipe.steps[context.step_id]
     assert isinstance(step, FrontStep)
-    rows = {
-        label: [
-            {
-                weight: context.out / name / TRIED_FOLDER / f"{weight:g}.jsonl"
-                for weight in _select(context, name).weights
-            }
-            for name in ids
-        ]
-        for label, ids in step.rows.items()
-    }
+    rows = {label: [_logs(context, name) for name in ids] for label, ids in step.rows.items()}
     select = _select(context, step.rows[step.reference][0])
     safety, utility = ([task.name for task in side] for side in (select.safety, select.utility))
     found = front(rows, step.reference, safety, utility)
     return Outcome(metrics=found.metrics, curves=found.curves)
+
+
+def _logs(context: Context, step_id: str) -> dict[float, Path]:
+    """By weight, what a merge step measured there."""
+    folder = context.out / step_id / TRIED_FOLDER
+    return {weight: folder / f"{weight:g}.jsonl" for weight in _select(context, step_id).weights}
 
 
 def _select(context: Context, step_id: str) -> Select:
