@@ -227,6 +227,7 @@ class TableStep(Config):
 class FrontStep(Config):
     """Compare the trade-off curves of merges whose weight was chosen on the same validation rows."""
 
+    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     lists: ClassVar[Mapping[str, tuple[str, ...]]] = {"rows": ("merge",)}
 
     do: Literal["front"]
@@ -286,7 +287,7 @@ class Recipe(Config):
     def inputs_of(self, step_id: str) -> tuple[str, ...]:
         """Ids of the steps whose results a step uses."""
         step = self.steps[step_id]
-        named = (self.model_of(step_id) if key == "model" else getattr(step, key) for key in getattr(step, "refers", {}))
+        named = (self.model_of(step_id) if key == "model" else getattr(step, key) for key in type(step).refers)
         listed = (name for key in getattr(step, "lists", {}) for ids in getattr(step, key).values() for name in ids)
         held = (getattr(item, key) for at, (key, _) in getattr(step, "items", {}).items() for item in getattr(step, at))
         ids = (name.source if isinstance(name, ModelConfig) else name for name in (*named, *listed, *held))
