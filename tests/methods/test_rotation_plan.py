@@ -314,3 +314,19 @@ def test_energy_is_refused_for_other_rows_than_the_basis_and_gradients_say_which
     assert (again.rows, again.task_rows) == (scored.rows, scored.task_rows)
     made = phases.mask(MaskConfig(), again)
     assert (made.config["importance_rows"], made.config["task_rows"]) == (scored.rows, scored.task_rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("keys", [{"unit": "element", "importance": "taylor"}, {"importance": "energy"}])
+def test_phases_read_from_disk_meet_a_model_on_a_gpu(tmp_path: Path, keys: dict[str, Any]) -> None:
+    loaded, rows, task = tiny("llama"), examples(8, seed=7), examples(6, seed=8)
+    config = RotationConfig(layers=FEW, frozen_share=0.25, spare="task", **keys)
+    there = phases.plan(config, loaded, rows, task)
+    loaded.model.to("cuda")
+    find_basis(config, loaded, rows, 0, tmp_path / "basis")
+    scored = phases.importance(config, loaded, rows, load_basis(tmp_path / "basis"), task)
+    made = phases.mask(config, scored)
+    tensors = [*made.basis.vectors.values(), *scored.scores.values(), *made.frozen.values()]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
+    for group, energies in there.basis.energies.items():
+        assert_close(made.basis.energies[group] / energies.max(), energies / energies.max())
