@@ -8,13 +8,12 @@ Every figure is read from a ``run.json``; a table that no run holds is left out 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pages import ROOT, put
+from tables import Table, apart, made_by, shown
 
-from holdfast.core.results import Metric, RunRecord, StepRecord
+from holdfast.core.results import RunRecord
 
 PAGE = ROOT / "docs" / "results" / "rotation.md"
 TEXT = Path(__file__).with_name("rotation_results.md")
@@ -38,39 +37,6 @@ WITHIN = 0.02
 CONTROLS = ("random-mask", "random-subspace", "unrotated", "replay")
 
 
-@dataclass(frozen=True)
-class Table:
-    """The figures of one table step, by name and row."""
-
-    step: StepRecord
-    run: RunRecord
-    figures: Mapping[tuple[str, str], Metric]
-
-    @classmethod
-    def of(cls, step: StepRecord, run: RunRecord) -> Table:
-        """Read a step's metrics."""
-        return cls(step, run, {(m.name.removeprefix("table/"), m.group.removeprefix("row=")): m for m in step.metrics})
-
-    @property
-    def rows(self) -> list[str]:
-        """Labels, what was before first."""
-        return list(dict.fromkeys(row for _, row in self.figures))
-
-
-def shown(metric: Metric | None) -> str:
-    """A figure with its interval.
-
-    >>> shown(Metric(name="x", value=0.5, n=3, low=0.25, high=0.75))
-    '.500 [.250, .750]'
-    """
-    if metric is None or metric.value is None:
-        return "-"
-    parts = [
-        f"{value:.3f}".replace("0.", ".", 1) for value in (metric.value, metric.low, metric.high) if value is not None
-    ]
-    return parts[0] if len(parts) < 3 else f"{parts[0]} [{parts[1]}, {parts[2]}]"
-
-
 def table_text(table: Table) -> str:
     """The whole table, and the share removed."""
     head = "| row | " + " | ".join(COLUMNS) + " | removed | removed, wrapped |"
@@ -80,11 +46,6 @@ def table_text(table: Table) -> str:
         cells += [shown(table.figures.get((f"{name}/removed", row))) for name in (HARMFUL, WRAPPED)]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def apart(a: Metric, b: Metric) -> bool:
-    """Whether two intervals do not meet."""
-    return bool(a.high < b.low or b.high < a.low)  # type: ignore[operator]
 
 
 def claims(table: Table, disease: str) -> str:
@@ -128,13 +89,7 @@ def main(folders: list[str]) -> int:
         if table is None:
             parts.append(f"## {title}\n\nNot run yet.")
             continue
-        seconds = sum(step.seconds for step in table.run.steps)
-        commit = f", commit `{table.run.git}`" if table.run.git else ""
-        note = (
-            f"Run `{table.run.name}` of {table.run.started}{commit}, {table.run.device}, {seconds / 60:.0f} minutes of "
-            "steps."
-        )
-        parts.append(f"## {title}\n\n{claims(table, disease)}\n\n{table_text(table)}\n\n{note}")
+        parts.append(f"## {title}\n\n{claims(table, disease)}\n\n{table_text(table)}\n\n{made_by(table.run)}")
     return put(PAGE, TEXT.read_text(encoding="utf-8").replace("{tables}", "\n\n".join(parts)))
 
 
