@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from tests.zoo import FAMILIES, tiny
 from torch import Tensor, nn
 
-from holdfast.core.errors import AdapterError
-from holdfast.layers.adapters import Adapter, LowRank, merge_into, read_peft, write_peft
+from holdfast.core.errors import AdapterError, NumericsError
+from holdfast.layers.adapters import Adapter, LowRank, added, merge_into, read_peft, write_peft
 from holdfast.layers.address import LayerMap
 
 IDS = torch.arange(12).reshape(2, 6) * 7
@@ -294,3 +294,56 @@ def test_missing_delta_names_the_layers_that_have_one() -> None:
     adapter = Adapter({"layers.0.q_proj": LowRank(torch.ones(1, 2), torch.ones(2, 1))}, "", {})
     with pytest.raises(AdapterError, match=r"no delta for 'layers.1.q_proj': got an adapter of layers.0.q_proj"):
         adapter.delta("layers.1.q_proj")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inside_the_weights_hold_the_scaled_deltas_and_afterwards_each_bit_is_as_before(
+    family: str, tmp_path: Path
+) -> None:
+    trained(tmp_path / "a", family)
+    adapter, model = read_peft(tmp_path / "a"), tiny(family).model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    layers = LayerMap.of(model)
+    plain = {name: layers.read(name) for name in adapter.deltas}
+    for scale in (1.0, -0.3):
+        with added(model, adapter, scale):
+            for name, delta in adapter.deltas.items():
+                assert torch.equal(layers.read(name), plain[name] + scale * delta.dense())
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with added(model, adapter, 0.0):
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+def test_inside_the_model_computes_what_peft_computes(tmp_path: Path) -> None:
+    for family in ("llama", "gpt2", "gpt_neox"):
+        expected = trained(tmp_path / family, family)
+        model = tiny(family).model
+        with added(model, read_peft(tmp_path / family)):
+            assert_same_logits(logits(model), expected)
+
+
+def test_what_fails_inside_leaves_the_weights_as_they_were_before(tmp_path: Path) -> None:
+    trained(tmp_path / "a", "llama")
+    adapter, model = read_peft(tmp_path / "a"), tiny("llama").model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ZeroDivisionError), added(model, adapter):
+        raise ZeroDivisionError
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    huge = replace(adapter, deltas={name: LowRank(d.A * 1e30, d.B * 1e30) for name, d in adapter.deltas.items()})
+    with pytest.raises(NumericsError, match="entries that are not finite"), added(model, huge):
+        pass
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with pytest.raises(AdapterError, match="does not belong to this GPTNeoXForCausalLM"):
+        added(tiny("gpt_neox").model, adapter).__enter__()
+
+
+def test_narrow_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
+    trained(tmp_path / "a", "llama")
+    adapter, model = read_peft(tmp_path / "a"), tiny("llama").model.to(torch.bfloat16)
+    layers = LayerMap.of(model)
+    before = {name: layers.read(name) for name in adapter.deltas}
+    with added(model, adapter):
+        for name, delta in adapter.deltas.items():
+            assert torch.equal(layers.read(name), (before[name].float() + delta.dense()).bfloat16())
+    assert all(torch.equal(layers.read(name), weight) for name, weight in before.items())

@@ -79,8 +79,8 @@ def _base_notes(folder: Path, recorded: str, on: Base, any_base: bool) -> tuple[
     if weights and on.weights:
         why, same, sure = "the SHA-256 of the weights differs", weights == on.weights, True
     else:
-        names = {_own_name(name) for name in (on.source, str(on.folder or on.source))}
-        why, same = "the names differ", not recorded or _own_name(recorded) in names
+        names = {own_name(name) for name in (on.source, str(on.folder or on.source))}
+        why, same = "the names differ", not recorded or own_name(recorded) in names
         sure = not recorded or recorded in {on.source, str(Path(on.source).expanduser().resolve())}
     if not same and not any_base:
         raise AdapterError(
@@ -94,10 +94,10 @@ def _base_notes(folder: Path, recorded: str, on: Base, any_base: bool) -> tuple[
     return (f"Adapter {folder.name} was made for {recorded or 'another base'} and is used on {on.source}: {which}.",)
 
 
-def _own_name(name: str) -> str:
+def own_name(name: str) -> str:
     """The last part of a hub name or of a folder, also of a folder in the hub's cache, in small letters.
 
-    >>> _own_name("meta-llama/Llama-3-8B"), _own_name("/home/me/.cache/hub/models--org--Llama-3-8B/snapshots/0a1b")
+    >>> own_name("meta-llama/Llama-3-8B"), own_name("/home/me/.cache/hub/models--org--Llama-3-8B/snapshots/0a1b")
     ('llama-3-8b', 'llama-3-8b')
     """
     parts = [part for part in Path(name).parts if part.startswith("models--")]

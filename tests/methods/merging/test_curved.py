@@ -274,7 +274,6 @@ ZEROS = [("layers.0.q_proj", drawn(2, 4, 3), (Evidence(gradients=torch.zeros(5, 
             r"k is larger than the evidence: got 6, expected at most 5, .* in layers.0.q_proj. Do: lower k, or give",
         ),
         (lambda: projected(layers(), k=13), ConfigError, "got 13, expected at most 12"),
-        (lambda: projected(layers(3)), ConfigError, "takes two adapters, utility and then safety: got 3"),
         (
             lambda: projected(layers(), damping=1e-30, k=1) and projected(layers(n=3), damping=1e-30, k=1),
             NumericsError,

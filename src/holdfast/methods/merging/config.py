@@ -11,6 +11,8 @@ from holdfast.core.errors import did_you_mean
 
 WITH_ROWS = ("regmean", "fisher", "sst", "sst_projection")
 """Rules that read rows of each adapter; the others read the adapters alone (`holdfast.methods.merging.rules`)."""
+PAIRS = ("safe_merge", "sst_projection")
+"""Rules that take exactly two adapters: utility, then safety."""
 
 RuleName = Literal[
     "average", "task_arithmetic", "svd", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune", "breadcrumbs",
@@ -121,6 +123,8 @@ class MergingConfig(Config):
             raise ValueError("share has no effect without fisher: topk; take it out")
         if self.tau is not None and (self.k is not None or self.directions != "efficient"):
             raise ValueError("tau weighs all directions, k and directions choose some; take one of them out")
+        if self.rule == "sst_projection" and self.tau is not None and self.tau <= 0:
+            raise ValueError(f"tau should be more than 0 with rule: sst_projection (got {self.tau:g})")
         unknown = [kind for kind in self.layer_weights if kind not in LAYER_WEIGHTS]
         if unknown:
             raise ValueError(

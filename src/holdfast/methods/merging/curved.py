@@ -129,12 +129,11 @@ def with_parts(config: MergingConfig, layers: Sequence[Layer]) -> dict[str, tupl
     """By layer, the evidence with the part of the second adapter's change in the chosen directions of `sst_projection`.
 
     Raises:
-        ConfigError: there are not two adapters, or ``k`` is larger than a layer's directions.
+        ConfigError: ``k`` is larger than the directions that a layer's safety rows use.
+        NumericsError: damping is too small.
     """
     found: dict[str, tuple[Evidence, ...]] = {}
     for number, (name, M_tpq, seen) in enumerate(_beside_evidence(layers)):
-        if len(seen) != 2:
-            raise ConfigError(f"rule sst_projection takes two adapters, utility and then safety: got {len(seen)}.")
         G_ud, G_sd = _gradients(seen)
         keep = _keep(config, name, number, int(torch.linalg.matrix_rank(G_sd)))
         part_d = maths.projected(fisher.full(G_sd), fisher.full(G_ud), M_tpq[1].flatten(), config.damping, keep)

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from holdfast.core.errors import AdapterError
+from holdfast.curvature.passes import untouched
 from holdfast.layers.adapters import Adapter, added, read_peft, write_peft
 from holdfast.methods.merging.apply import Merged
 from holdfast.methods.merging.select import Selection
@@ -77,11 +78,12 @@ def same_answers(loaded: LoadedModel, adapter: Adapter, folder: Path) -> float:
     before = _logits(loaded.model, ids)
     with added(loaded.model, adapter):
         ours = _logits(loaded.model, ids)
-    wrapped: Any = PeftModel.from_pretrained(loaded.model, str(folder))
-    try:
-        theirs = _logits(wrapped.eval(), ids)
-    finally:
-        loaded.model = wrapped.unload()
+    with untouched(loaded.model):  # PEFT freezes what it wraps
+        wrapped: Any = PeftModel.from_pretrained(loaded.model, str(folder))
+        try:
+            theirs = _logits(wrapped.eval(), ids)
+        finally:
+            loaded.model = wrapped.unload()
     change = float((ours - before).abs().max())
     apart = float((ours - theirs).abs().max())
     slack = 1e3 * torch.finfo(loaded.model.dtype).eps * float(before.abs().max())

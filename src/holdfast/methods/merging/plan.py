@@ -15,10 +15,11 @@ from holdfast.data.batches import Encoded
 from holdfast.data.examples import Example
 from holdfast.layers.adapters import Adapter, LowRank
 from holdfast.layers.core_space import CoreSpace
-from holdfast.methods.merging.config import WITH_ROWS, MergingConfig
+from holdfast.methods.merging.config import PAIRS, WITH_ROWS, MergingConfig
 from holdfast.methods.merging.curved import with_parts
 from holdfast.methods.merging.evidence import Evidence, gather
 from holdfast.methods.merging.rules import missing
+from holdfast.models.adapter import own_name
 from holdfast.models.load import LoadedModel
 
 
@@ -100,6 +101,11 @@ def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Ex
         config.weights_of(len(experts))
     except ValueError as problem:
         raise ConfigError(f"Cannot merge: {problem}. Do: change weights.") from problem
+    if config.rule in PAIRS and len(experts) != 2:
+        raise ConfigError(
+            f"rule {config.rule} takes two adapters, utility and then safety: got {len(experts)}. Do: merge others "
+            "first."
+        )
     base = _base(experts)
     names = chosen(config.layers, experts)
     deltas = {name: _beside(name, experts) for name in names}
@@ -130,11 +136,14 @@ def cores_of(space: CoreSpace, deltas: Sequence[LowRank]) -> Tensor:
 
 
 def _base(experts: Sequence[Expert]) -> str:
-    """What the adapters call their base: the same for all that name one."""
-    named = list(dict.fromkeys(expert.adapter.base for expert in experts if expert.adapter.base))
-    if len(named) > 1:
-        told = ", ".join(f"{e.name}: {e.adapter.base}" for e in experts)
-        raise AdapterError(f"cannot merge adapters of different bases: got {told}, expected one base.")
+    """What the adapters call their base: the same for all that name one, wherever it lay when they were trained."""
+    named = [expert.adapter.base for expert in experts if expert.adapter.base]
+    if len({own_name(base) for base in named}) > 1:
+        told = ", ".join(f"{e.name}: {e.adapter.base or 'unnamed'}" for e in experts)
+        raise AdapterError(
+            f"cannot merge adapters of different bases: got {told}, expected one base. Do: merge adapters of one base "
+            "model."
+        )
     return named[0] if named else ""
 
 
@@ -173,13 +182,19 @@ def _encoded(config: MergingConfig, loaded: LoadedModel, experts: Sequence[Exper
             raise DataError(
                 f"Cannot weigh {expert.name}: got {len(rows)} rows, expected at least 2. Do: give it rows of its task."
             )
-        encoded.append([loaded.chat.training(row) for row in rows])
-    seen: dict[str, str] = {}
-    for expert, own in zip(experts, encoded, strict=True):
-        other = seen.setdefault(digest(sorted(own, key=lambda row: row.id)), expert.name)
-        if other != expert.name:
+        silent = [row.id for row in rows if row.messages and not row.answer.strip()]
+        if silent:
             raise DataError(
-                f"{other} and {expert.name} have the same rows, expected different ones: the merge weighs what each "
-                "needs against the other. Do: give each adapter rows of its own task."
+                f"Cannot weigh {expert.name}: got no answer in {len(silent)} of {len(rows)} rows, the first is "
+                f"{silent[0]!r}, expected one to learn in each. Do: give rows with answers."
+            )
+        encoded.append([loaded.chat.training(row) for row in rows])
+    seen: dict[frozenset[tuple[Sequence[int], Sequence[bool]]], int] = {}
+    for number, own in enumerate(encoded):
+        other = seen.setdefault(frozenset((row.ids, row.response) for row in own), number)
+        if other != number:
+            raise DataError(
+                f"{experts[other].name} and {experts[number].name} have the same rows, expected different ones: the "
+                "merge weighs what each needs against the other. Do: give each adapter rows of its own task."
             )
     return encoded

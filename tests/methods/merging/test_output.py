@@ -1,0 +1,181 @@
+"""A merged adapter on disk: what stock PEFT computes with it, and what is refused when it reads back otherwise."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tests.close import assert_close
+from tests.curvature.oracles import assert_same_state, state_of
+from tests.methods.merging.planned import experts, planned
+from tests.methods.merging.test_apply import logits
+from tests.zoo import FAMILIES, tiny
+
+from holdfast.core.errors import AdapterError
+from holdfast.layers.adapters import LowRank, added, read_peft, write_peft
+from holdfast.methods.merging import output
+from holdfast.methods.merging.apply import Merged, merge
+from holdfast.methods.merging.config import READS, MergingConfig
+from holdfast.methods.merging.plan import Expert, plan
+from holdfast.methods.merging.select import Tried, choose
+from holdfast.methods.merging.spectrum import spectra
+from holdfast.models.adapter import BASE_FILE, Base, check_base
+
+
+def merged(family: str = "llama", **keys: Any) -> Merged:
+    loaded = tiny(family)
+    return merge(plan(MergingConfig(**({"rule": "task_arithmetic"} | keys)), loaded, experts(loaded)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_peft_computes_with_it_what_was_merged(family: str, tmp_path: Path) -> None:
+    loaded, made = tiny(family), merged(family)
+    before = state_of(loaded.model)
+    output.save(made, tmp_path / "a", loaded)
+    assert_same_state(loaded.model, before)
+    with added(loaded.model, made.adapter):
+        expected = logits(loaded.model)
+    stock = PeftModel.from_pretrained(tiny(family).model, tmp_path / "a").eval()
+    assert (expected - logits(tiny(family).model)).abs().max() > 0.01
+    assert_close(logits(stock), expected)
+
+
+@pytest.mark.parametrize("rule", READS)
+def test_every_rule_saves_an_adapter_that_stock_peft_loads(rule: str, tmp_path: Path) -> None:
+    loaded = tiny("llama")
+    output.save(merged(rule=rule), tmp_path / "a", loaded)
+    record = json.loads((tmp_path / "a" / output.FILE).read_text())
+    assert record["config"]["rule"] == rule
+    assert set(record["truncation"]) == set(read_peft(tmp_path / "a").deltas)
+
+
+def peft_adapter(folder: Path, seed: int, **options: Any) -> Path:
+    """Saved by PEFT itself, with random factors."""
+    model = get_peft_model(tiny("llama").model, LoraConfig(task_type="CAUSAL_LM", **options))
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_unlike_ranks_alphas_and_modules_are_summed_as_what_peft_adds_for_each(tmp_path: Path) -> None:
+    folders = [
+        peft_adapter(tmp_path / "a", 1, r=4, lora_alpha=6, target_modules=["q_proj", "up_proj"], use_rslora=True),
+        peft_adapter(
+            tmp_path / "b",
+            2,
+            r=3,
+            lora_alpha=7,
+            target_modules=["q_proj", "down_proj"],
+            rank_pattern={"layers.1.self_attn.q_proj": 2},
+            alpha_pattern={"down_proj": 20},
+        ),
+    ]
+    given = [Expert(folder.name, read_peft(folder)) for folder in folders]
+    made = merge(plan(MergingConfig(rule="task_arithmetic", weights=(0.6, -1.5)), None, given))
+    output.save(made, tmp_path / "merged", tiny("llama"))
+    stock = PeftModel.from_pretrained(tiny("llama").model, folders[0], adapter_name="a")
+    stock.load_adapter(folders[1], adapter_name="b")
+    summed = tiny("llama")
+    for path, module in stock.base_model.model.named_modules():
+        for name, weight in (("a", 0.6), ("b", -1.5)):
+            if name in getattr(module, "lora_A", ()):
+                summed.model.get_submodule(path).weight.data += weight * module.get_delta_weight(name)
+    reloaded = PeftModel.from_pretrained(tiny("llama").model, tmp_path / "merged").eval()
+    assert_close(logits(reloaded), logits(summed.model))
+
+
+def test_the_record_has_the_spectrum_the_choice_and_the_base(tmp_path: Path) -> None:
+    loaded = tiny("llama")
+    loaded.weights = "0a1b"
+    found = planned(loaded, n=8)
+    selection = choose([Tried(0.3, 0.8, 0.9), Tried(1.0, 0.9, 0.5)], 0.9, 0.02)
+    output.save(merge(found), tmp_path / "a", loaded, spectra(found), selection)
+    record = json.loads((tmp_path / "a" / output.FILE).read_text())
+    assert record["origin"]["rows"] == list(found.origin.rows)
+    assert [each["layer"] for each in record["spectra"]] == list(found.deltas)
+    for each in record["spectra"]:
+        assert each["values"] == sorted(each["values"], reverse=True)
+        assert 0 <= each["stability"] <= 1
+        assert each["k"] == 1
+    assert record["selection"]["taken"] == {"value": 0.3, "safety": 0.8, "utility": 0.9}
+    assert record["selection"]["rule"].startswith("most safety")
+    assert json.loads((tmp_path / "a" / BASE_FILE).read_text()) == {"base": loaded.source, "weights_sha256": "0a1b"}
+    with pytest.raises(AdapterError, match="the SHA-256 of the weights differs"):
+        check_base(tmp_path / "a", Base("tiny-llama", None, "another"))
+
+
+def test_without_a_base_the_bits_are_compared_alone(tmp_path: Path) -> None:
+    made = merged()
+    output.save(made, tmp_path / "a")
+    back = read_peft(tmp_path / "a")
+    for name, delta in made.adapter.deltas.items():
+        assert torch.equal(back.deltas[name].A, delta.A)
+        assert torch.equal(back.deltas[name].B, delta.B)
+    assert not (tmp_path / "a" / BASE_FILE).exists()
+    assert back.metadata["config"] == {"rule": "task_arithmetic"}
+
+
+def spoilt(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., None]:
+    """A writer that changes one factor on its way to the disk."""
+
+    def write(adapter: Any, folder: Path) -> None:
+        write_peft(adapter, folder)
+        path = folder / "adapter_model.safetensors"
+        tensors = safetensors.torch.load_file(path)
+        key = next(iter(tensors))
+        safetensors.torch.save_file(tensors | {key: change(tensors[key])}, path)
+
+    return write
+
+
+def test_what_does_not_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "write_peft", spoilt(lambda factor: factor * 1.0000002))
+    with pytest.raises(AdapterError, match=r"does not read back as it was merged: layers\.0\.\w+_proj differs"):
+        output.save(merged(), tmp_path / "a")
+
+
+def test_what_does_something_else_in_peft_is_refused_and_the_model_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, made = tiny("llama"), merged()
+    before = state_of(loaded.model)
+    output.save(made, tmp_path / "a", loaded)
+    share = output.same_answers(loaded, made.adapter, tmp_path / "a")
+    assert share < 1e-4
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 5.1}))
+    with pytest.raises(
+        AdapterError, match=r"does not do in PEFT what was merged: logits differ by .*, expected at most"
+    ):
+        output.same_answers(loaded, made.adapter, tmp_path / "a")
+    assert_same_state(loaded.model, before)
+
+
+def test_narrow_weights_are_allowed_their_rounding(tmp_path: Path) -> None:
+    """The base with the deltas added rounds the sum to its own type, PEFT keeps the two apart."""
+    loaded = tiny("llama")
+    loaded.model.to(torch.bfloat16)
+    output.save(merged(), tmp_path / "a", loaded)
+
+
+def test_an_adapter_that_changes_nothing_is_saved_too(tmp_path: Path) -> None:
+    made = merged()
+    zero = {name: LowRank(delta.A, 0 * delta.B) for name, delta in made.adapter.deltas.items()}
+    still = replace(made, adapter=replace(made.adapter, deltas=zero))
+    output.save(still, tmp_path / "a", tiny("llama"))
+    assert output.same_answers(tiny("llama"), still.adapter, tmp_path / "a") == 0
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(AdapterError, match="got something else there"):
+        output.save(merged(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,0 +1,44 @@
+"""The choice of a dial's value by the rule that is written down."""
+
+import pytest
+
+from holdfast.methods.merging.select import Tried, choose
+
+POINTS = [Tried(0.1, 0.30, 0.80), Tried(0.3, 0.90, 0.79), Tried(1.0, 0.95, 0.77), Tried(3.0, 1.00, 0.60)]
+
+
+@pytest.mark.parametrize(
+    ("reference", "drop", "value", "kept"),
+    [
+        (0.80, 0.02, 0.3, True),
+        (0.80, 0.03, 1.0, True),
+        (0.80, 0.0, 0.1, True),
+        (0.80, 0.2, 3.0, True),
+        (0.50, 0.0, 3.0, True),
+        (0.99, 0.02, 0.1, False),
+    ],
+)
+def test_most_safety_is_taken_among_what_keeps_utility_else_most_utility(
+    reference: float, drop: float, value: float, kept: bool
+) -> None:
+    found = choose(POINTS, reference, drop)
+    assert (found.taken.value, found.kept) == (value, kept)
+    assert found.tried == tuple(POINTS)
+    assert (found.reference, found.drop) == (reference, drop)
+    assert choose(POINTS[::-1], reference, drop).taken == found.taken, "whatever was tried first"
+
+
+def test_a_value_exactly_at_the_bound_keeps_utility() -> None:
+    assert choose([Tried(1.0, 1.0, 0.78), Tried(0.1, 0.5, 0.80)], 0.80, 0.02).taken.value == 1.0
+    assert choose([Tried(1.0, 1.0, 0.77999), Tried(0.1, 0.5, 0.80)], 0.80, 0.02).taken.value == 0.1
+
+
+def test_of_equal_safety_more_utility_is_taken_and_of_equal_utility_more_safety() -> None:
+    assert choose([Tried(1.0, 0.9, 0.79), Tried(0.3, 0.9, 0.80)], 0.80, 0.02).taken.value == 0.3
+    assert choose([Tried(1.0, 0.1, 0.5), Tried(3.0, 0.2, 0.5)], 0.80, 0.02).taken.value == 3.0
+
+
+def test_the_rule_says_how_much_utility_may_be_lost() -> None:
+    assert choose(POINTS, 0.8, 0.02).rule == (
+        "most safety with utility at most 0.02 below the first adapter's; else most utility"
+    )
