@@ -1,6 +1,6 @@
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -9,7 +9,7 @@ from tests.zoo import tiny
 
 from holdfast.core.errors import ConfigError, DataError, LayerError, NumericsError
 from holdfast.methods.rotation.baselines import check, dispatch, run
-from holdfast.methods.rotation.baselines.config import BaselineConfig
+from holdfast.methods.rotation.baselines.config import BaselineConfig, ControlName
 from holdfast.models.load import LoadedModel
 
 BASELINES: TypeAdapter[Any] = TypeAdapter(BaselineConfig)
@@ -20,9 +20,9 @@ def made(name: str, **keys: Any) -> Any:
     return BASELINES.validate_python({"name": name} | keys)
 
 
-def test_every_baseline_of_the_union_can_be_run() -> None:
+def test_every_baseline_of_the_union_can_be_run_or_is_the_control_of_a_plan() -> None:
     mapping = BASELINES.json_schema()["discriminator"]["mapping"]
-    assert mapping.keys() == dispatch.SETUPS.keys()
+    assert mapping.keys() == dispatch.SETUPS.keys() | set(get_args(ControlName))
 
 
 def test_an_unknown_baseline_is_refused() -> None:

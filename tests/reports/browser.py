@@ -34,7 +34,11 @@ const ask = frame => {
   const root = page.documentElement, body = frame.contentWindow.getComputedStyle(page.body);
   const outside = [...page.querySelectorAll('body *')].filter(part => !part.closest('.scroll, svg, pre'))
     .filter(part => part.getBoundingClientRect().right > root.clientWidth + 1).map(part => part.className);
-  return {client: root.clientWidth, scroll: root.scrollWidth, background: body.backgroundColor, outside,
+  const right = part => { const text = page.createRange(); text.selectNodeContents(part);
+                          return text.getBoundingClientRect().right; };
+  const cut = [...page.querySelectorAll('caption')].filter(part => right(part) > root.clientWidth + 1)
+    .map(part => part.innerText);
+  return {client: root.clientWidth, cut, scroll: root.scrollWidth, background: body.backgroundColor, outside,
           requests: frame.contentWindow.performance.getEntriesByType('resource').length,
           charts: page.querySelectorAll('svg').length, text: page.body.innerText.length,
           smallest: [...page.querySelectorAll('body *')].filter(part => !part.closest('svg'))

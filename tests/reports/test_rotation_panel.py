@@ -222,3 +222,11 @@ def test_lines_have_contrast_in_light_and_dark_and_differ_without_colour() -> No
             assert contrast(scheme[f"line{position}"], scheme["bg"]) >= 3
     dashes = re.findall(r"\.line\d \{ --stroke: [^;]+;(?: --dash: ([^;]+);)? \}", style)
     assert len(dashes) == len(set(dashes)) == SHOWN
+
+
+def test_a_control_is_not_taken_for_the_mask_it_is_as_large_as() -> None:
+    real = held("tuned", "mask", 2)
+    config = {**real.config, "baseline": {"name": "random_mask"}}
+    drawn = real.model_copy(update={"id": "drawn", "config": config})
+    found = panel(record((mask("mask", 2), real, drawn)))
+    assert [card.mask for card in found.cards] == ["mask", "mask, control random mask"]

@@ -157,6 +157,7 @@ def test_chromium_shows_the_table_without_overflow_at_both_widths(dark: bool) ->
     long = {HOSTILE + "x" * 60 if label == "held" else label: values for label, values in ARMS.items()}
     pages = [to_html(read_run(table_run(arms))) for arms in (ARMS, long)]
     for frame in measure(pages, (390, 1440), dark=dark):
+        assert frame["cut"] == []
         assert frame["scroll"] <= frame["client"]
         assert frame["outside"] == []
         assert frame["requests"] == 0

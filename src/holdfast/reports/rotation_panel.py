@@ -130,7 +130,7 @@ def rotation_panel(steps: Sequence[StepRecord]) -> RotationPanel | None:
 
 
 def _capped(trained: Iterable[StepRecord]) -> str:
-    masks = {step.config["constraint"] for step in trained}
+    masks = {_mask(step) for step in trained}
     return f" for {SHOWN} of {len(masks)} masks" if len(masks) > SHOWN else ""
 
 
@@ -138,10 +138,16 @@ def _first_of_each_mask(trained: Iterable[StepRecord]) -> list[StepRecord]:
     """Of each mask the first held step that ended, or else the first."""
     found: dict[str, StepRecord] = {}
     for step in trained:
-        mask = step.config["constraint"]
+        mask = _mask(step)
         if mask not in found or (found[mask].status != "done" and step.status == "done"):
             found[mask] = step
     return list(found.values())[:SHOWN]
+
+
+def _mask(step: StepRecord) -> str:
+    """The mask that a step trained under, or the control of it."""
+    mask, control = str(step.config["constraint"]), (step.config.get("baseline") or {}).get("name")
+    return f"{mask}, control {plain(control)}" if control else mask
 
 
 def _held(step: StepRecord, mask: StepRecord | None) -> Held:
@@ -151,11 +157,11 @@ def _held(step: StepRecord, mask: StepRecord | None) -> Held:
     leak = DASH if verdict is None or verdict.statistic is None else small(verdict.statistic)
     if verdict is None:
         why = "" if step.status == "done" else f" The step {step.status}."
-        return Held(step.id, step.config["constraint"], None, "no certificate", f"Nothing is proved.{why}", leak, drift)
+        return Held(step.id, _mask(step), None, "no certificate", f"Nothing is proved.{why}", leak, drift)
     status = {True: "certificate holds", False: "certificate broken", None: "not decided"}[verdict.holds]
     end = f"Largest leak {leak}. Outputs moved by {drift}." if verdict.holds else f"{verdict.reason}."
     sentence = f"{_extent(drifts, mask)} {end}".strip()
-    return Held(step.id, step.config["constraint"], verdict.holds, status, sentence, leak, drift)
+    return Held(step.id, _mask(step), verdict.holds, status, sentence, leak, drift)
 
 
 def _extent(proofs: Sequence[Metric], mask: StepRecord | None) -> str:
