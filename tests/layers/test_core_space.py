@@ -84,6 +84,49 @@ def test_float32_deltas_come_back_to_a_millionth(o: int, i: int, ranks: Sequence
         assert relative_error(space.lift(space.core(delta)).dense(), exact) < 1e-6
 
 
+@pytest.mark.parametrize("falls", [1.0, 1e-2, 1e-5])
+def test_axes_of_float32_deltas_are_those_of_their_svd_and_orthonormal_also_where_few_matter(falls: float) -> None:
+    """Singular values fall to ``falls`` of the largest within an adapter; the second one shares half of its rows."""
+    rank, deltas = 8, []
+    for n in range(2):
+        one = pair(rank, n, o=300, i=200)
+        fall_r = torch.logspace(0, 1, rank, base=falls, dtype=torch.float64)
+        Q_or = torch.linalg.qr(one.B).Q
+        shared = torch.cat([pair(rank, 0, o=300, i=200).A[: rank // 2], one.A[rank // 2 :]])
+        deltas.append(LowRank(shared.float(), (Q_or * fall_r).float()))
+    space = CoreSpace.of(deltas)
+    exact = [delta.B.double() @ delta.A.double() for delta in deltas]
+    beside = torch.cat([D / D.norm() for D in exact], 1)
+    U, s, _ = torch.linalg.svd(beside, full_matrices=False)
+    assert space.left_op.shape[1] == 16
+    assert space.right_iq.shape[1] == 12
+    for basis in (space.left_op, space.right_iq):
+        assert_close(basis.T @ basis, torch.eye(basis.shape[1]), "float32")
+    apart = s[:15] - s[1:16] > 1e-3 * s[:15]
+    assert apart.sum() > 8
+    axes = (U[:, :16].T @ space.left_op.double()).abs().diagonal()[:15]
+    assert_close(axes[apart], torch.ones(int(apart.sum())), "float32")
+    for delta, D in zip(deltas, exact, strict=True):
+        assert relative_error(space.lift(space.core(delta)).dense(), D) < 1e-6
+
+
+def test_a_float32_basis_is_orthonormal_also_where_its_last_axis_is_nearly_rounding() -> None:
+    """Singular values fall to 1.5e-6: Gram matrices alone leave the last axes 3e-6 from orthogonal."""
+    noise = pair(24, 0, o=60, i=50)
+    Q_or, P_ir = (torch.linalg.qr(X).Q for X in (noise.B, noise.A.T))
+    W_rr = torch.linalg.qr(pair(24, 1, o=24, i=24).A).Q
+    fall_r = torch.logspace(0, 1, 24, base=1.5e-6, dtype=torch.float64)
+    basis = CoreSpace.of([LowRank((W_rr @ P_ir.T).float(), ((Q_or * fall_r) @ W_rr.T).float())]).left_op.double()
+    assert basis.shape == (60, 24)
+    assert float((basis.T @ basis - torch.eye(24)).abs().max()) < 2e-7
+
+
+def test_cores_of_several_deltas_are_those_of_each() -> None:
+    deltas = [pair(3, 0), pair(5, 1)]
+    space = CoreSpace.of(deltas)
+    assert torch.equal(space.cores(deltas), torch.stack([space.core(delta) for delta in deltas]))
+
+
 def test_float32_copies_with_other_factors_add_no_dimension() -> None:
     delta = pair(8, 0, o=600, i=500, dtype=torch.float32)
     space = CoreSpace.of([delta, *(regauged(delta, seed) for seed in range(1, 4))])

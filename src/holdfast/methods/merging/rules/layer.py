@@ -12,6 +12,7 @@ from holdfast.layers.adapters import LowRank
 from holdfast.layers.core_space import CoreSpace, truncation_error
 from holdfast.methods.merging.rules.base import Rule, RuleSettings, check_inputs, finite, missing, resolve
 from holdfast.methods.merging.rules.spectral import isotropic
+from holdfast.methods.merging.rules.sums import beside, is_single, leading
 from holdfast.methods.merging.rules.table import RULES
 from holdfast.methods.merging.rules.truncate import truncated
 
@@ -27,6 +28,9 @@ def merge_layer(
     """Merge the deltas of one layer.
 
     Core rules never make a matrix of the layer's size. Dense rules make one, in float32, and cut it back to ``rank``.
+    Linear core rules put the deltas' factors side by side where ``rank`` and the layer's size allow the sum of their
+    ranks: exact and as fast as copying, but not the least rank where deltas share directions. A smaller ``rank`` gives
+    the best approximation of that rank.
 
     Args:
         name: The layer; random masks are drawn from it, ``settings.seed`` and the place of an adapter, so neither the
@@ -53,7 +57,8 @@ def merge_layer(
     if row.space == "core" or row.turned:
         deltas, weights = _heard(row, deltas, weights)
     if row.space == "core":
-        return _in_core_space(row, name, deltas, weights, settings, rank)
+        summed = _summed(row, deltas, weights, settings, rank) if row.linear else None
+        return summed or _in_core_space(row, name, deltas, weights, settings, rank)
     assert rank is not None
     if row.turned:
         return _turned(row, name, deltas, weights, settings, rank)
@@ -70,11 +75,24 @@ def _heard(row: Rule, deltas: Sequence[LowRank], weights: Sequence[float]) -> tu
     return [delta for delta, _ in heard], [weight for _, weight in heard]
 
 
+def _summed(
+    row: Rule, deltas: Sequence[LowRank], weights: Sequence[float], settings: RuleSettings, rank: int | None
+) -> tuple[LowRank, float] | None:
+    """A linear rule from the factors alone; ``None`` where that may overflow or would round more than core space."""
+    units_t1t = torch.eye(len(deltas), dtype=torch.float64)[:, None]
+    coefficients = row.merge(units_t1t, torch.tensor(weights, dtype=torch.float64), settings)[0].tolist()
+    whole = beside(deltas, coefficients)
+    most = min(*deltas[0].shape, *([] if rank is None else [rank]))
+    if whole is None or whole.rank <= most:
+        return None if whole is None else (whole, 0.0)
+    return leading(whole, most) if is_single(whole) else None
+
+
 def _in_core_space(
     row: Rule, name: str, deltas: Sequence[LowRank], weights: Sequence[float], settings: RuleSettings, rank: int | None
 ) -> tuple[LowRank, float]:
     space = CoreSpace.of(deltas)
-    M_tpq = torch.stack([space.core(delta) for delta in deltas]).double()
+    M_tpq = space.cores(deltas).double()
     weights_t = torch.tensor(weights, dtype=M_tpq.dtype, device=M_tpq.device)
     M_pq = finite(row.merge(M_tpq, weights_t, settings), name, row.name)
     lost = 0.0
@@ -97,7 +115,7 @@ def _turned(
 ) -> tuple[LowRank, float]:
     """A dense rule on the few rows of ``U^T D_t``, with ``U`` the left singular vectors of all ``D_t`` side by side."""
     space = CoreSpace.of(deltas)
-    beside_pk = torch.cat([space.core(delta).double() for delta in deltas], dim=1)
+    beside_pk = torch.cat(list(space.cores(deltas).double()), dim=1)
     U_ok = space.left_op @ torch.linalg.svd(beside_pk, full_matrices=False).U.to(space.left_op.dtype)
     few = [replace(delta, B=U_ok.T @ delta.B.to(U_ok.dtype)) for delta in deltas]
     small, lost = _dense(row, name, few, weights, settings, rank)
