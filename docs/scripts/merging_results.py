@@ -56,8 +56,8 @@ def claims(table: Table, front: dict[tuple[str, str], Metric]) -> str:
 
     missed = reaches(table, "sst")
     add(
-        f"sst: utility drop at most {DROP:.0%}, refusal at least {REFUSAL:.0%} of the safety adapter's, over-refusal at "
-        f"most {OVER:.0%}",
+        f"sst: utility drop at most {DROP:.0%}, refusal at least {REFUSAL:.0%} of the safety adapter's, over-refusal "
+        f"at most {OVER:.0%}",
         "misses " + ", ".join(missed) if missed else "all",
         not missed,
     )
