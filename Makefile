@@ -39,6 +39,7 @@ imports: $(READY) ## the floors: imports go down only
 
 docs: $(READY) ## rewrite the pages that scripts make from data and runs
 	$(BIN)/python docs/scripts/recipe_keys.py
+	$(BIN)/python docs/scripts/merge_rules.py
 	$(BIN)/python docs/scripts/lab_samples.py
 	$(BIN)/python docs/scripts/judges.py
 

@@ -73,7 +73,7 @@ def test_links_resolve(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("script", ["recipe_keys.py", "lab_samples.py"])
+@pytest.mark.parametrize("script", ["recipe_keys.py", "merge_rules.py", "lab_samples.py"])
 def test_written_pages_are_current(script: str) -> None:
     done = subprocess.run([sys.executable, ROOT / "docs" / "scripts" / script, "--check"], check=False)
     assert done.returncode == 0, "Do: make docs"

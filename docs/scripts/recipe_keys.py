@@ -18,6 +18,8 @@ from holdfast.data.sources import SourceConfig
 from holdfast.evaluation.judges.config import ChatJudge, ClassifierJudge
 from holdfast.evaluation.tasks import TaskConfig
 from holdfast.models.config import ModelConfig
+from holdfast.recipes.merge_step import AdapterRows, Select
+from holdfast.recipes.repair_step import Dialled
 from holdfast.recipes.schema import STEP_TYPES, NewTokenizer, Recipe
 from holdfast.training.config import LoraConfig
 
@@ -31,6 +33,9 @@ TABLES: dict[str, type[Config]] = {
     "task": TaskConfig,
     "lora": LoraConfig,
     "tokenizer": NewTokenizer,
+    "adapter": AdapterRows,
+    "select": Select,
+    "dial": Dialled,
     "classifier": ClassifierJudge,
     "chat": ChatJudge,
 }
