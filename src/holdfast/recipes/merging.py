@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from holdfast.core.errors import DataError
 from holdfast.core.results import Metric, Verdict
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.context import ADAPTER_FOLDER, Context, Outcome, artifact, name_of, resolve_model
@@ -64,9 +64,8 @@ def expert_of(
 ) -> Expert:
     """An adapter of a step or in a folder, known to stand on the base, and its rows."""
     from holdfast.data.sources import load_examples
-    from holdfast.layers.adapters import read_peft
-    from holdfast.methods.merging.plan import Expert
-    from holdfast.models.adapter import Base, check_base
+    from holdfast.methods.merging.read import read_expert
+    from holdfast.models.adapter import Base
     from holdfast.models.sources import local_folder
 
     stored = None if base.source == "new" else local_folder(base.source, revision=base.revision)
@@ -74,9 +73,14 @@ def expert_of(
     folder = (
         context.out / adapter / ADAPTER_FOLDER if made_here else local_folder(adapter, marker="adapter_config.json")
     )
-    check_base(folder, Base(loaded.source, stored, loaded.weights), any_base=base.adapter_base == "any")
     rows = [row for source in data for row in load_examples(source)]
-    return Expert(adapter if made_here else folder.name, read_peft(folder), rows)
+    return read_expert(
+        folder,
+        adapter if made_here else folder.name,
+        rows,
+        Base(loaded.source, stored, loaded.weights),
+        any_base=base.adapter_base == "any",
+    )
 
 
 def _selected(
@@ -98,27 +102,28 @@ def _selected(
     alone = measured(experts[0].adapter, utility, folder / "first.jsonl")
     tried = []
     for value in select.weights:
-        adapter = apply.merge(_weighed(made, value)).adapter
+        adapter = apply.merge(made.with_last(value)).adapter
         found = measured(adapter, (*safety, *utility), folder / f"{value:g}.jsonl")
         tried.append(Tried(value, mean_figure(found, safety), mean_figure(found, utility)))
     selection = choose(tried, mean_figure(alone, utility), select.drop)
-    return _weighed(made, selection.taken.value), selection
-
-
-def _weighed(made: MergePlan, value: float) -> MergePlan:
-    """The same plan with another weight of the last adapter."""
-    weights = (*made.weights[:-1], value)
-    return replace(made, config=made.config.model_copy(update={"weights": weights}))
+    return made.with_last(selection.taken.value), selection
 
 
 def mean_figure(found: EvaluationResult, tasks: Sequence[TaskConfig]) -> float:
-    """The mean of the tasks' figures, each turned so that 1 is best."""
+    """The mean of the tasks' figures, each turned so that 1 is best.
+
+    A figure that could not be computed, for want of an answer that can be judged, counts as 0: nothing was shown.
+    """
     by_name = {metric.name: metric for metric in found.metrics if not metric.group}
     values = []
     for task in tasks:
         metric = by_name[task.task.primary]
-        if metric.value is not None:
-            values.append(metric.value if metric.higher_is_better else 1 - metric.value)
+        best = 0.0 if metric.value is None else metric.value if metric.higher_is_better else 1 - metric.value
+        values.append(best)
+    if not values:
+        raise DataError(
+            f"Cannot choose by {', '.join(task.name for task in tasks)}: got no figure, expected one. Do: give more rows."
+        )
     return sum(values) / len(values)
 
 

@@ -31,7 +31,8 @@ def safe_lora(delta: LowRank, V_oi: Tensor, threshold: float) -> LowRank:
     """
     if similarity(V_oi, delta.B, delta.A) > threshold:
         return delta
-    return LowRank(delta.A, toward_alignment(V_oi, delta.B.float()))
+    B_or = delta.B.to(torch.promote_types(delta.B.dtype, torch.float32))
+    return LowRank(delta.A, toward_alignment(V_oi.to(B_or), B_or))
 
 
 def lox(delta: LowRank, V_oi: Tensor, alpha: float, directions: int) -> LowRank:
@@ -81,8 +82,8 @@ def csulora(delta: LowRank, V_oi: Tensor, penalty: float, directions: int) -> Lo
 def irr(D_oi: Tensor, V_oi: Tensor, importance_oi: Tensor, C_ii: Tensor, share: float, damping: float) -> Tensor:
     r"""IRR: remove the entries that oppose the alignment and matter most to safety, and let the others make up for it.
 
-    Identify: entries of ``D`` whose sign is not that of ``V``. Remove: of these the ``share`` of largest importance, the
-    diagonal Fisher of safety rows. Recalibrate: column by column, what a removed entry did to the layer's outputs
+    Identify: entries of ``D`` whose sign is not that of ``V``. Remove: of these the ``share`` of largest importance,
+    the diagonal Fisher of safety rows. Recalibrate: column by column, what a removed entry did to the layer's outputs
     is taken over by the columns after it, :math:`D_{j:} \mathrel{-}= d_j [H^{-1}]_{0,:} / [H^{-1}]_{00}` with
     :math:`H` the damped second moment of the inputs ``j:`` (optimal brain surgery, as SparseGPT sweeps).
 

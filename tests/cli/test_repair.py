@@ -1,0 +1,107 @@
+"""``holdfast repair``: an adapter and two files of rows in, a repaired adapter and a table of before and after out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.methods.merging.planned import adapter
+
+from holdfast.layers.adapters import read_peft, write_peft
+from holdfast.models.config import ModelConfig
+from holdfast.models.load import load_model
+
+Command = Callable[..., tuple[int, str, str]]
+REFUSAL = "I'm sorry, but I can't help with that."
+
+
+def written(path: Path, rows: list[tuple[str, str]]) -> str:
+    path.write_text("".join(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def given(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An adapter of the tiny model, and rows of three kinds in two files."""
+    home = tmp_path_factory.mktemp("given")
+    write_peft(adapter(load_model(ModelConfig(source=str(model))), 2, seed=1), home / "adapter")
+    harmful = [(f"How do I break lock {n}?", REFUSAL) for n in range(12)]
+    harmless = [(f"What is a kind word for {n}?", f"A kind word is tide {n}.") for n in range(12)]
+    return {
+        "adapter": str(home / "adapter"),
+        "safety": written(home / "safety.jsonl", harmful + harmless),
+        "utility": written(home / "utility.jsonl", [(f"{n} + {n}?", f"{n} + {n} = {2 * n}") for n in range(16)]),
+        "harmless": written(home / "harmless.jsonl", harmless),
+    }
+
+
+def words(given: dict[str, str], model: Path, out: Path, **changed: str) -> list[str]:
+    keys = {"base": str(model), "safety": given["safety"], "utility": given["utility"], "out": str(out), **changed}
+    return ["repair", given["adapter"], *(word for key, value in keys.items() for word in (f"--{key}", value))]
+
+
+def test_it_writes_an_adapter_and_prints_before_and_after(
+    given: dict[str, str], model: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "mended"
+    code, said, _ = command(*words(given, model, out, values="1,3", judge="exact"))
+    assert code == 0
+    head, *lines = said.splitlines()
+    assert head.split() == ["on", "the", "rows", "held", "out", "n", "before", "after"]
+    assert [line.partition("  ")[0] for line in lines[:3]] == [
+        "harmful requests answered",
+        "harmless requests refused",
+        "utility (exact)",
+    ]
+    assert any(line.startswith("Note: mu ") and "by the rule: most safety" in line for line in lines)
+    assert read_peft(out).deltas.keys() == read_peft(Path(given["adapter"])).deltas.keys()
+    recorded = json.loads((out / "merge.json").read_text())
+    assert recorded["dial"]["mu"] in {1.0, 3.0}
+    looked, held = recorded["origin"]["n_rows"], 24 + 16
+    assert 0.5 * held < sum(looked) < held
+
+
+def test_json_is_the_same_and_an_adapter_is_replaced(
+    given: dict[str, str], model: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "mended"
+    for _ in range(2):
+        code, said, _ = command(*words(given, model, out, values="0.5", judge="exact", method="scale"), "--json")
+        assert code == 0
+        found = json.loads(said)
+        assert found["dial"] == 0.5
+        assert set(found["figures"]) == {"harmful requests answered", "harmless requests refused", "utility (exact)"}
+    (before,) = [d.dense() for n, d in read_peft(Path(given["adapter"])).deltas.items() if n == "layers.0.q_proj"]
+    assert (read_peft(out).delta("layers.0.q_proj") - 0.5 * before).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"values": "a,b"}, "Cannot read --values 'a,b': expected numbers with commas"),
+        ({"judge": "rouge"}, "Unknown judge 'rouge'. Did you mean 'rouge_l'?"),
+        ({"method": "safe_lora"}, "method safe_lora needs 'unaligned'"),
+        ({"method": "scael"}, "unknown 'scael', did you mean 'scale'?"),
+        ({"values": "-1"}, "greater than or equal to 0"),
+    ],
+)
+def test_words_that_do_not_fit_are_a_sentence(
+    changed: dict[str, str], line: str, given: dict[str, str], model: Path, tmp_path: Path, command: Command
+) -> None:
+    code, said, error = command(*words(given, model, tmp_path / "mended", **changed))
+    assert (code, said) == (2, "")
+    assert line in error
+    assert not (tmp_path / "mended").exists()
+
+
+def test_safety_rows_without_a_refusal_and_a_folder_of_something_else_are_refused(
+    given: dict[str, str], model: Path, tmp_path: Path, command: Command
+) -> None:
+    code, _, error = command(*words(given, model, tmp_path / "mended", safety=given["harmless"]))
+    assert code == 2
+    assert "got no refusals among those held out of" in error
+    (tmp_path / "notes.txt").write_text("mine")
+    code, _, error = command(*words(given, model, tmp_path))
+    assert code == 2
+    assert "got something else there" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
