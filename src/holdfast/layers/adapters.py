@@ -121,7 +121,7 @@ class Adapter:
         paths = {name: layers[name].path for name in deltas if name in layers}
         base = str(getattr(layers.base, "name_or_path", "") or "")
         adapter = cls(dict(deltas), base, paths, dict(metadata or {}))
-        _check_fit(layers, adapter)
+        check_fit(layers, adapter)
         return adapter
 
     def delta(self, name: str) -> Tensor:
@@ -144,7 +144,7 @@ def merge_into(model: nn.Module, adapter: Adapter) -> None:
         AdapterError: The adapter belongs to another model.
     """
     layers = LayerMap.of(model)
-    _check_fit(layers, adapter)
+    check_fit(layers, adapter)
     for name, change in adapter.deltas.items():
         weight = layers.read(name)
         delta = LowRank(change.A.to(weight.device), change.B.to(weight.device)).dense()
@@ -161,7 +161,7 @@ def added(model: nn.Module, adapter: Adapter, scale: float = 1.0) -> Iterator[No
         AdapterError: The adapter belongs to another model.
     """
     layers = LayerMap.of(model)
-    _check_fit(layers, adapter)
+    check_fit(layers, adapter)
     before = {name: layers.read(name) for name in adapter.deltas}
     try:
         for name, change in adapter.deltas.items():
@@ -174,7 +174,12 @@ def added(model: nn.Module, adapter: Adapter, scale: float = 1.0) -> Iterator[No
             layers.write(name, weight)
 
 
-def _check_fit(layers: LayerMap, adapter: Adapter) -> None:
+def check_fit(layers: LayerMap, adapter: Adapter) -> None:
+    """Every delta is of a whole module of the model, and has its shape.
+
+    Raises:
+        AdapterError: The adapter belongs to another model.
+    """
     model = type(layers.base).__name__
     for name, change in adapter.deltas.items():
         if name not in layers or layers[name].path != adapter.paths[name]:

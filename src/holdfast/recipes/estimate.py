@@ -11,6 +11,8 @@ from holdfast.evaluation.judges.config import build_judge
 from holdfast.evaluation.tasks import TaskConfig
 from holdfast.recipes import planning
 from holdfast.recipes.checks import Checks, count_rows
+from holdfast.recipes.merge_needs import VALIDATION, merge_needs
+from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.planning import FLOAT_BYTES
 from holdfast.recipes.schema import BasisStep, EvaluateStep, ImportanceStep, MaskStep, Recipe, TrainStep
 
@@ -122,6 +124,8 @@ def _needs(checks: Checks, step_id: str) -> StepNeeds | None:
         return _importance_needs(checks, step_id, step)
     if isinstance(step, MaskStep):
         return _mask_needs(checks, step_id, step)
+    if isinstance(step, MergeStep):
+        return _merge_needs(checks, step_id, step)
     return StepNeeds(step_id, step.do, None, 0, {}, 0, 0)
 
 
@@ -182,6 +186,21 @@ def _mask_needs(checks: Checks, step_id: str, step: MaskStep) -> StepNeeds | Non
     return StepNeeds(step_id, step.do, None, 0, {}, memory, disk)
 
 
+def _merge_needs(checks: Checks, step_id: str, step: MergeStep) -> StepNeeds | None:
+    if (found := merge_needs(checks, step_id, step)) is None:
+        return None
+    model, rows, cost = found
+    tried = 0 if step.select is None else len(step.select.weights) + 1
+    log = LOG_BYTES * tried * sum(n or 0 for name, n in rows.items() if name.endswith(VALIDATION))
+    memory = RUNTIME_BYTES + cost.memory_bytes + (_cache_bytes(model, step.batch_size) if tried else 0)
+    return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, cost.disk_bytes + log)
+
+
+def _cache_bytes(model: Description, batch_size: int) -> int:
+    """Keys and values of a batch that is decoded."""
+    return batch_size * CONTEXT * 2 * model.layers * model.hidden * FLOAT_BYTES
+
+
 def _train_needs(checks: Checks, step_id: str, step: TrainStep) -> StepNeeds | None:
     model, chat = checks.model(step_id)
     if step.unaligned is not None:
@@ -213,9 +232,8 @@ def _evaluate_needs(checks: Checks, step_id: str, step: EvaluateStep) -> StepNee
         rows[task.name] = checks.tried(step_id, lambda task=task: _task_rows(task, step))  # type: ignore[misc]
     if model is None:
         return None
-    cache = step.batch_size * CONTEXT * 2 * model.layers * model.hidden * FLOAT_BYTES
     log = LOG_BYTES * sum(n or 0 for n in rows.values())
-    memory = RUNTIME_BYTES + model.weight_bytes + cache
+    memory = RUNTIME_BYTES + model.weight_bytes + _cache_bytes(model, step.batch_size)
     return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, log)
 
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from holdfast.core.config import Config
 from holdfast.data.sources import SourceConfig
 from holdfast.evaluation.tasks import TaskConfig
-from holdfast.methods.merging.config import WITH_ROWS, MergingConfig
+from holdfast.methods.merging.config import PAIRS, WITH_ROWS, MergingConfig
 from holdfast.recipes.fields import MODELS, Model, NamedTask, Source
 
 VALIDATION = "validation"
@@ -81,7 +81,7 @@ class MergeStep(MergingConfig):
     adapters: tuple[Annotated[AdapterRows, BeforeValidator(_as_adapter)], ...] = Field(min_length=1)
     """The adapters in order, utility before safety."""
     select: Select | None = None
-    """How the last adapter's weight is chosen; without it ``weights`` are taken as they are."""
+    """How the last adapter's weight is chosen, whatever ``weights`` has for it."""
     batch_size: int = Field(default=64, ge=1)
     """Prompts that are decoded together where ``select`` measures."""
     quick: dict[str, Any] = Field(default_factory=dict)
@@ -89,7 +89,12 @@ class MergeStep(MergingConfig):
 
     @model_validator(mode="after")
     def _rows_and_weights_fit(self) -> Self:
-        self.weights_of(len(self.adapters))
+        count = len(self.adapters)
+        self.weights_of(count)
+        if self.rule in PAIRS and count != 2:
+            raise ValueError(f"rule {self.rule} takes two adapters, utility and then safety (got {count})")
+        if self.select is not None and count == 1:
+            raise ValueError("select weighs the last adapter against the others: there is 1")
         without = [item.adapter for item in self.adapters if not item.data]
         if self.rule in WITH_ROWS and without:
             raise ValueError(f"rule {self.rule} reads rows of every adapter: give {without[0]!r} 'data'")

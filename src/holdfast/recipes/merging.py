@@ -122,7 +122,7 @@ def mean_figure(found: EvaluationResult, tasks: Sequence[TaskConfig]) -> float:
         values.append(best)
     if not values:
         raise DataError(
-            f"Cannot choose by {', '.join(task.name for task in tasks)}: got no figure, expected one. Do: give more rows."
+            f"Cannot choose by {', '.join(task.name for task in tasks)}: got no figure. Do: give more rows."
         )
     return sum(values) / len(values)
 

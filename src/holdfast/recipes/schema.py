@@ -17,6 +17,7 @@ from holdfast.models.config import ModelConfig
 from holdfast.recipes.fields import MODELS, Model, NamedTask, Source, Suites, as_source
 from holdfast.recipes.holds import hold_problems
 from holdfast.recipes.merge_step import MergeStep
+from holdfast.recipes.merges import merge_problems
 from holdfast.recipes.references import as_list, reference_problems
 from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.seeds import expand_seeds, row_problems, with_seed
@@ -337,6 +338,7 @@ def parse_recipe(document: Mapping[str, Any], file: str) -> Recipe:
     problems += reference_problems(expanded.document, STEP_TYPES)
     if recipe is not None:
         problems += hold_problems(recipe)
+        problems += merge_problems(recipe)
     if recipe is None or problems:
         raise report(file, expanded.told(problems))
     return recipe

@@ -8,7 +8,7 @@ from typing import Any
 from holdfast.core.errors import ConfigError
 from holdfast.layers.adapters import Adapter, LowRank
 from holdfast.layers.core_space import CoreSpace, truncation_error
-from holdfast.methods.merging.config import WITH_ROWS
+from holdfast.methods.merging.config import WITH_ROWS, MergingConfig
 from holdfast.methods.merging.curved import merged_cores
 from holdfast.methods.merging.plan import MergePlan, cores_of
 from holdfast.methods.merging.rules import RuleSettings, merge_layer
@@ -55,14 +55,18 @@ def merge(plan: MergePlan) -> Merged:
 
 
 def _data_free(plan: MergePlan) -> dict[str, tuple[LowRank, float]]:
-    config = plan.config
-    given = {key: getattr(config, key) for key in config.model_fields_set & set(RuleSettings.__slots__)}
-    settings = RuleSettings(**{key: value for key, value in given.items() if value is not None})
+    config, settings = plan.config, rule_settings(plan.config)
     made = {}
     for name, deltas in plan.deltas.items():
         rank = config.rank or min(*deltas[0].shape, sum(delta.rank for delta in deltas))
         made[name] = merge_layer(name, deltas, plan.weights, config.rule, settings, rank)
     return made
+
+
+def rule_settings(config: MergingConfig) -> RuleSettings:
+    """What a rule that reads the adapters alone is told; what was left out is the rule's own."""
+    given = {key: getattr(config, key) for key in config.model_fields_set & set(RuleSettings.__slots__)}
+    return RuleSettings(**{key: value for key, value in given.items() if value is not None})
 
 
 def _with_rows(plan: MergePlan) -> dict[str, tuple[LowRank, float]]:

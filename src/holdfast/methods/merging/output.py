@@ -32,9 +32,11 @@ def save(
     loaded: LoadedModel | None = None,
     spectra: Sequence[Spectrum] = (),
     selection: Selection | None = None,
-) -> None:
+) -> float | None:
     """Write the adapter and ``merge.json``, then read it back; with the base at hand, in PEFT, and compare answers.
 
+    Returns:
+        `same_answers`, or ``None`` without a base.
     Raises:
         AdapterError: what was read back is not what was merged, or the folder holds something else.
     """
@@ -43,8 +45,7 @@ def save(
         record_base(folder, loaded.source, loaded.weights)
     (folder / FILE).write_text(json.dumps(_record(merged, spectra, selection), indent=1) + "\n", encoding="utf-8")
     _same_bits(merged.adapter, folder)
-    if loaded is not None:
-        same_answers(loaded, merged.adapter, folder)
+    return None if loaded is None else same_answers(loaded, merged.adapter, folder)
 
 
 def _record(merged: Merged, spectra: Sequence[Spectrum], selection: Selection | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -64,6 +64,11 @@ class MergePlan:
     def weights(self) -> tuple[float, ...]:
         """One for each adapter."""
         return self.config.weights_of(len(self.origin.names))
+
+    def with_last(self, weight: float) -> MergePlan:
+        """The same plan with another weight of the last adapter: what was looked at does not depend on it."""
+        weights = (*self.weights[:-1], weight)
+        return replace(self, config=self.config.model_copy(update={"weights": weights}))
 
     def notes(self) -> tuple[str, ...]:
         """What is merged, and which layers some adapters do not touch."""
@@ -149,7 +154,15 @@ def _base(experts: Sequence[Expert]) -> str:
 
 def chosen(patterns: Sequence[str], experts: Sequence[Expert]) -> list[str]:
     """Names of the layers that any adapter touches and a pattern matches."""
-    known = list(dict.fromkeys(name for expert in experts for name in expert.adapter.deltas))
+    return matching(patterns, list(dict.fromkeys(name for expert in experts for name in expert.adapter.deltas)))
+
+
+def matching(patterns: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The known names that a pattern matches, all of them without one.
+
+    Raises:
+        LayerError: a pattern matches none.
+    """
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in known):
             kinds = dict.fromkeys(name.rpartition(".")[2] for name in known)

@@ -1,0 +1,52 @@
+"""Do the adapters that a step merges or repairs exist, and stand on its base? Asked before any model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from holdfast.recipes.holds import ORIGIN
+from holdfast.recipes.merge_step import MergeStep
+from holdfast.recipes.repair_step import RepairStep
+from holdfast.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from holdfast.recipes.schema import Recipe
+
+
+def merge_problems(recipe: Recipe) -> list[str]:
+    """Adapters that steps do not leave, or that stand on another model.
+
+    References that lead nowhere are passed over: `holdfast.recipes.references` tells them.
+    """
+    return [problem for step_id in recipe.steps for problem in _step_problems(recipe, step_id)]
+
+
+def _step_problems(recipe: Recipe, step_id: str) -> Iterator[str]:
+    for where, maker_id in _made_here(recipe, step_id):
+        maker: Any = recipe.steps[maker_id]
+        if isinstance(maker, TrainConfig) and maker.params == "full":
+            yield f"{where}: step {maker_id!r} trains all weights, expected an adapter. Set params: lora there"
+            continue
+        made, used = (getattr(recipe.steps[name], "model", None) or recipe.model for name in (maker_id, step_id))
+        if made is None or used is None:
+            continue
+        other = [key for key in ORIGIN if getattr(made, key) != getattr(used, key)]
+        if other:
+            key = other[0]
+            yield (
+                f"{where}: step {maker_id!r} stands on another model: it has model.{key} {getattr(made, key)!r}, and "
+                f"this step {getattr(used, key)!r}. Give both the same"
+            )
+
+
+def _made_here(recipe: Recipe, step_id: str) -> Iterator[tuple[str, str]]:
+    """Every place of the step that names an adapter, and the step that makes it."""
+    step: Any = recipe.steps[step_id]
+    named: list[tuple[str, str | None]] = []
+    if isinstance(step, MergeStep):
+        named = [(f"adapters.{place}.adapter", item.adapter) for place, item in enumerate(step.adapters)]
+    elif isinstance(step, RepairStep):
+        named = [("adapter", step.adapter)]
+    earlier = list(recipe.steps)[: list(recipe.steps).index(step_id)]
+    yield from ((f"steps.{step_id}.{place}", name) for place, name in named if name is not None and name in earlier)
