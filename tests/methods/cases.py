@@ -126,7 +126,7 @@ CASES: dict[str, Case] = {
             "gradients": {},
             "factors": {"fisher": "kfac", "labels": "sampled", "point": "mean", "weights": (1.0, 3.0)},
             "inputs": {"rule": "regmean", "samples": 3},
-            "projection": {"rule": "sst_projection", "directions": "random", "k": 5, "seed": 3, "rank": 2},
+            "projection": {"rule": "sst_projection", "directions": "random", "k": 3, "seed": 3, "rank": 2},
             "adapters alone": {"rule": "dare_ties", "density": 0.9},
         },
         rows=experts,

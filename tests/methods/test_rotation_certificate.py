@@ -78,7 +78,7 @@ def test_a_held_training_is_certified_and_verified(
     assert len(proofs) == 5
     for proof in proofs:
         assert proof.frozen == round(0.25 * proof.of)
-        assert proof.frozen_moved == 0
+        assert proof.frozen_moved == (0 if plan_keys else None)  # directions have no coordinate that could move
         assert proof.change > 1e-4
         assert 0 < proof.drift < 1
         assert proof.leak < (1e-6 if dtype == "float32" else 1e-2)
