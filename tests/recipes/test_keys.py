@@ -7,6 +7,7 @@ import pytest
 
 from holdfast.data.sources import SourceConfig
 from holdfast.evaluation.tasks import TaskConfig
+from holdfast.methods.merging.config import MergingConfig
 from holdfast.methods.rotation.baselines.config import Replay
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig
 from holdfast.models.config import ModelConfig
@@ -23,6 +24,13 @@ BASIS = {"do": "basis", "data": ["lab/harmful"]}
 IMPORTANCE = {"do": "importance", "of": "basis"}
 MASK = {"do": "mask", "of": "scores"}
 TABLE = {"do": "table", "before": "before", "rows": {"p": "first", "q": "second"}, "reference": "p"}
+LORA_TRAIN = {**TRAIN, "params": "lora"}
+PAIR = ["lora1", "lora2"]
+WITH_ROWS = [{"adapter": "lora1", "data": ["lab/textops"]}, {"adapter": "lora2", "data": ["lab/harmful"]}]
+MERGE = {"do": "merge", "adapters": WITH_ROWS}
+SELECT = {"weights": [0.5, 2.0], "safety": ["lab/harmful"], "utility": ["lab/textops"], "drop": 0.1, "rows": 3}
+REPAIR = {"do": "repair", "adapter": "lora1", "utility": ["lab/textops"], "safety": ["lab/harmful"]}
+FRONT = {"do": "front", "rows": {"p": "merged1", "q": "merged2"}, "reference": "p"}
 PLAIN = {
     "train": TRAIN,
     "evaluate": EVALUATE,
@@ -30,6 +38,9 @@ PLAIN = {
     "importance": IMPORTANCE,
     "mask": MASK,
     "table": TABLE,
+    "merge": MERGE,
+    "repair": REPAIR,
+    "front": FRONT,
 }
 EARLIER = {
     "basis": BASIS,
@@ -41,11 +52,17 @@ EARLIER = {
     "second": EVALUATE,
     "energies": IMPORTANCE,
     "third": EVALUATE,
+    "lora1": LORA_TRAIN,
+    "lora2": {**LORA_TRAIN, "seed": 5},
+    "merged1": {**MERGE, "select": SELECT},
+    "merged2": {**MERGE, "select": SELECT, "seed": 5},
 }
 """Steps that the step under test may name."""
 REPLAY = {"baseline": {"name": "replay"}, "safety": ["lab/harmful"]}
 ASFT = {"baseline": {"name": "asft"}, "unaligned": "org/base"}
 NEW = {"source": "new", "config": {"model_type": "llama"}, "tokenizer": "some/folder"}
+
+UNALIGNED = {"utility": [], "safety": [], "unaligned": "org/base"}
 
 KEYS: dict[str, dict[str, dict]] = {
     "train": {
@@ -121,6 +138,65 @@ KEYS: dict[str, dict[str, dict]] = {
         "rows": {"rows": {"p": "first", "q": "third"}},
         "reference": {"reference": "q"},
         "title": {"title": "Rows"},
+    },
+    "merge": {
+        "rule": {"rule": "regmean"},
+        "layers": {"layers": ["q_proj"]},
+        "weights": {"weights": [1.0, 2.0]},
+        "rank": {"rank": 3},
+        "density": {"rule": "ties", "adapters": PAIR, "density": 0.5},
+        "semantics": {"rule": "ties", "adapters": PAIR, "semantics": "peft"},
+        "election": {"rule": "ties", "adapters": PAIR, "election": "count"},
+        "rescale": {"rule": "dare_linear", "adapters": PAIR, "rescale": False},
+        "gamma": {"rule": "breadcrumbs", "adapters": PAIR, "gamma": 0.2},
+        "epsilon": {"rule": "della", "adapters": PAIR, "epsilon": 0.1},
+        "tau": {"rule": "safe_merge", "adapters": PAIR, "tau": 0.2},
+        "seed": {"seed": 9},
+        "fisher": {"fisher": "block"},
+        "share": {"fisher": "topk", "share": 0.5},
+        "labels": {"labels": "sampled"},
+        "point": {"point": "mean"},
+        "samples": {"samples": 3},
+        "damping": {"damping": 0.5},
+        "k": {"rule": "sst_projection", "k": 3},
+        "directions": {"rule": "sst_projection", "directions": "random"},
+        "layer_weights": {"rule": "sst_projection", "layer_weights": {"q_proj": 3.0}},
+        "raw_weights": {"rule": "sst_projection", "raw_weights": True},
+        "model": {"model": {"source": "lab", "dtype": "bfloat16"}},
+        "adapters": {"adapters": [{**WITH_ROWS[0], "data": ["lab/choice"]}, WITH_ROWS[1]]},
+        "select": {"select": SELECT},
+        "batch_size": {"select": SELECT, "batch_size": 3},
+    },
+    "repair": {
+        "method": {"method": "prune"},
+        "layers": {"layers": ["q_proj"]},
+        "mu": {"mu": 2.0},
+        "factor": {"method": "scale", "utility": [], "safety": [], "factor": 0.2},
+        "threshold": {**UNALIGNED, "method": "safe_lora", "threshold": 0.2},
+        "alpha": {**UNALIGNED, "method": "lox", "alpha": 0.2},
+        "penalty": {**UNALIGNED, "method": "csulora", "penalty": 0.2},
+        "share": {"method": "prune", "share": 0.2},
+        "directions": {**UNALIGNED, "method": "lox", "directions": 3},
+        "fisher": {"fisher": "block"},
+        "labels": {"labels": "sampled"},
+        "point": {"point": 0.3},
+        "samples": {"samples": 3},
+        "damping": {"damping": 0.5},
+        "rank": {"rank": 3},
+        "seed": {"seed": 9},
+        "model": {"model": {"source": "lab", "dtype": "bfloat16"}},
+        "adapter": {"adapter": "lora2"},
+        "tuned": {"adapter": None, "tuned": "org/tuned"},
+        "delta_rank": {"adapter": None, "tuned": "org/tuned", "delta_rank": 3},
+        "utility": {"utility": ["lab/choice"]},
+        "safety": {"safety": ["lab/jailbreak"]},
+        "unaligned": {**UNALIGNED, "method": "lox"},
+        "select": {"select": {key: SELECT[key] for key in ("safety", "utility")}},
+        "batch_size": {"select": {key: SELECT[key] for key in ("safety", "utility")}, "batch_size": 3},
+    },
+    "front": {
+        "rows": {"rows": {"p": "merged2", "q": "merged1"}},
+        "reference": {"reference": "q"},
     },
 }
 """For each key the smallest change of a plain step in which it says something else than its default."""
@@ -209,7 +285,7 @@ def reached(monkeypatch, tmp_path):
     """Execute step ``a`` with everything heavy replaced; what the replaced functions were called with."""
 
     def execute(parsed):
-        seen = SimpleNamespace(models=[], sources=[], loads=[], vocabulary=None)
+        seen = SimpleNamespace(models=[], sources=[], loads=[], adapters=[], vocabulary=None)
 
         def stop(name):
             def consumer(loaded, what, *rest, **options):
@@ -229,7 +305,18 @@ def reached(monkeypatch, tmp_path):
             seen.vocabulary = (size, options)
             return SimpleNamespace(save_pretrained=lambda folder: None)
 
-        monkeypatch.setattr("holdfast.models.load.load_model", seen.models.append)
+        def model(config):
+            seen.models.append(config)
+            return SimpleNamespace(source=config.source, weights="")
+
+        def expert(folder, name, rows, on, *, any_base):
+            seen.adapters.append((folder, on.source, any_base))
+            return name
+
+        monkeypatch.setattr("holdfast.models.load.load_model", model)
+        monkeypatch.setattr("holdfast.models.sources.local_folder", lambda source, **_: Path(source))
+        monkeypatch.setattr("holdfast.methods.merging.read.read_expert", expert)
+        monkeypatch.setattr("holdfast.methods.merging.plan.plan", called("merge"))
         monkeypatch.setattr("holdfast.data.sources.load_examples", lambda source: seen.sources.append(source) or [])
         monkeypatch.setattr("holdfast.models.build.train_tokenizer", tokenizer)
         monkeypatch.setattr("holdfast.training.loop.train", stop("train"))
@@ -350,3 +437,27 @@ def test_every_key_of_a_table_reaches_it(reached):
         "q": ["third"],
     }
     assert reference == "q"
+
+
+@pytest.mark.parametrize("key", sorted(MergingConfig.model_fields))
+def test_every_key_of_a_rule_reaches_its_plan(reached, key):
+    parsed = recipe(MERGE, **KEYS["merge"][key])
+    (config, _, experts), _ = reached(parsed).merge
+    assert type(config) is MergingConfig
+    assert getattr(config, key) == getattr(parsed.steps["a"], key) != getattr(recipe(MERGE).steps["a"], key)
+    assert experts == ["lora1", "lora2"]
+
+
+def test_the_adapters_of_a_merge_are_read_with_their_rows_on_its_model(reached, tmp_path):
+    own = [{"adapter": "org/one", "data": [SOURCE]}, {"adapter": "org/two", "data": ["lab/choice", "lab/textops"]}]
+    seen = reached(recipe(MERGE, model="org/other", adapters=own))
+    assert seen.models == [ModelConfig(source="org/other")]
+    assert seen.adapters == [(Path("org/one"), "org/other", False), (Path("org/two"), "org/other", False)]
+    assert seen.sources == [
+        SourceConfig(**SOURCE),
+        SourceConfig(source="lab/choice"),
+        SourceConfig(source="lab/textops"),
+    ]
+    assert seen.merge[0][2] == ["one", "two"]
+    made_here = reached(recipe(MERGE))
+    assert [folder for folder, *_ in made_here.adapters] == [tmp_path / f"lora{n}" / "adapter" for n in (1, 2)]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from holdfast.core.errors import DataError
 from holdfast.core.results import Metric, Verdict
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.context import ADAPTER_FOLDER, Context, Outcome, artifact, name_of, resolve_model
@@ -120,10 +119,6 @@ def mean_figure(found: EvaluationResult, tasks: Sequence[TaskConfig]) -> float:
         metric = by_name[task.task.primary]
         best = 0.0 if metric.value is None else metric.value if metric.higher_is_better else 1 - metric.value
         values.append(best)
-    if not values:
-        raise DataError(
-            f"Cannot choose by {', '.join(task.name for task in tasks)}: got no figure. Do: give more rows."
-        )
     return sum(values) / len(values)
 
 
