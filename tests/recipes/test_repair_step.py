@@ -20,15 +20,18 @@ from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.run import run_recipe
 from holdfast.recipes.schema import parse_recipe
 
-USE = [{"source": "lab/arithmetic", "rows": 4, "seed": 5}]
-HARM = [{"source": "lab/requests/harmful", "rows": 3}, {"source": "lab/requests/benign", "rows": 2}]
-SELECT = {
+USE: list[dict[str, Any]] = [{"source": "lab/arithmetic", "rows": 4, "seed": 5}]
+HARM: list[dict[str, Any]] = [
+    {"source": "lab/requests/harmful", "rows": 3},
+    {"source": "lab/requests/benign", "rows": 2},
+]
+SELECT: dict[str, Any] = {
     "safety": [{"name": "lab/harmful", "max_new_tokens": 4}, {"name": "lab/benign", "max_new_tokens": 4}],
     "utility": [{"name": "lab/arithmetic", "max_new_tokens": 4}],
     "rows": 3,
 }
-REPAIR = {"do": "repair", "adapter": "org/adapter", "utility": USE, "safety": HARM}
-SCALE = {"do": "repair", "method": "scale", "adapter": "org/adapter"}
+REPAIR: dict[str, Any] = {"do": "repair", "adapter": "org/adapter", "utility": USE, "safety": HARM}
+SCALE: dict[str, Any] = {"do": "repair", "method": "scale", "adapter": "org/adapter"}
 
 
 def parsed(step: dict[str, Any]) -> RepairStep:

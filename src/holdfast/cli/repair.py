@@ -26,6 +26,8 @@ HARMFUL, HARMLESS = "advbench", "lab/benign"
 """Tasks that ask harmful and harmless requests; here of the user's own rows."""
 UTILITY = {"rouge_l": "repliqa", "exact": "gsm8k"}
 """The task that scores utility rows, by its judge."""
+PARTS = {HARMFUL: "harmful requests", HARMLESS: "harmless requests", **dict.fromkeys(UTILITY.values(), "utility")}
+"""What these tasks are called here."""
 TOKENS = 256
 STEP = "repaired"
 
@@ -147,9 +149,13 @@ def _run(document: dict[str, Any], folder: Path) -> StepRecord:
     from holdfast.recipes.run import run_recipe
     from holdfast.recipes.schema import parse_recipe
 
-    recipe = parse_recipe(document, "holdfast repair")
+    recipe, ticker = parse_recipe(document, "holdfast repair"), Ticker()
+
+    def progress(what: str, done: int, of: int) -> None:
+        ticker(PARTS.get(what, what), done, of)
+
     try:
-        return run_recipe(recipe, folder, progress=Ticker()).steps[-1]
+        return run_recipe(recipe, folder, progress=progress).steps[-1]
     except KeyboardInterrupt:
         say("holdfast: stopped with Ctrl-C. Nothing was written.")
         raise typer.Exit(130) from None

@@ -186,9 +186,9 @@ def _of_tuned(adapter: Adapter) -> tuple[str, ...]:
 def _said(step: RepairStep, selection: Selection | None) -> tuple[str, ...]:
     if selection is None:
         return ()
-    taken = selection.taken
+    taken, rule = selection.taken, f"most safety with utility at most {selection.drop:g} below that before repair"
     missed = "" if selection.kept else " No value kept that much utility."
     return (
-        f"{step.dial.key} {taken.value:g}, by the rule: {selection.rule}. On validation rows: safety "
+        f"{step.dial.key} {taken.value:g}, by the rule: {rule}; else most utility. On validation rows: safety "
         f"{taken.safety:.3f}, utility {taken.utility:.3f} (before repair {selection.reference:.3f}).{missed}",
     )

@@ -56,11 +56,12 @@ def solved(plan: RepairPlan, name: str, form: str, mu: float, damping: float) ->
         assert seen.gradients is not None
         G_nd = seen.gradients.double()
         F_dd = G_nd.T @ G_nd / len(G_nd)
-        block_dd = torch.block_diag(*[torch.ones(q, q)] * p) if form == "block" else torch.eye(p * q)
+        block_dd = torch.kron(torch.eye(p), torch.ones(q, q)) if form == "block" else torch.eye(p * q)
         F_dd = F_dd if form == "full" else F_dd * block_dd
         curved.append(F_dd + damping * F_dd.diagonal().mean() * torch.eye(p * q))
     phi_d = torch.linalg.solve(curved[0] + mu * curved[1], curved[0] @ M_pq.flatten())
-    return space.left_op.double() @ phi_d.reshape(p, q) @ space.right_iq.double().T
+    lifted: Tensor = space.left_op.double() @ phi_d.reshape(p, q) @ space.right_iq.double().T
+    return lifted
 
 
 @pytest.mark.parametrize(("rank", "n"), [(2, 4), (2, 2), (3, 9)], ids=["more rows", "fewer rows", "rank 3"])
