@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-slow lint types imports docs bench check lab
+.PHONY: help setup peers demo test test-slow lint types imports docs bench check lab
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -17,6 +17,14 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 setup: $(READY) ## make the virtual environment with the pinned packages
+
+peers: .peers/mergekit/.ready ## mergekit in an environment of its own, for test-slow and bench
+
+.peers/mergekit/.ready: constraints.txt
+	$(PYTHON) -m venv .peers/mergekit
+	.peers/mergekit/bin/pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	.peers/mergekit/bin/pip install --quiet --constraint constraints.txt mergekit==0.1.5
+	touch $@
 
 demo: $(READY) ## fine-tune the lab model plainly and held, measure both, report (a few minutes)
 	$(BIN)/holdfast run recipes/warp-lab.yaml -o runs/warp-lab --resume

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks import commands, generation, rotation, table, training
+from benchmarks import commands, generation, merging, rotation, table, training
 from benchmarks.harness import Result, Settings, machine, versions
 
 ALL = {
@@ -16,6 +16,7 @@ ALL = {
     "generation": generation.measure,
     "training": training.measure,
     "rotation": rotation.measure,
+    "merging": merging.measure,
 }
 
 
