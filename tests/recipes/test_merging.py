@@ -78,7 +78,7 @@ def test_two_adapters_are_trained_merged_and_measured(run: tuple[RunRecord, Path
         assert artifact.sha256 == sha256_of(out / name / "adapter")
         assert by_id[name].peak_bytes
     assert by_id["sum"].notes[-2:] == (
-        "2 adapters, 14 layers, ranks 1 to 3.",
+        "2 adapters, 14 layers, ranks 2 to 3.",
         "safety does not touch 10 of them: its change there is 0.",
     )
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from holdfast import __version__
-from holdfast.cli import doctor, listing, measure, repair, run
+from holdfast.cli import doctor, listing, measure, merge, repair, run
 from holdfast.cli.verify import verify
 from holdfast.core.errors import HoldfastError
 from holdfast.recipes.processes import say_last
@@ -30,6 +30,7 @@ for command in (
     measure.evaluate,
     measure.report,
     measure.compare,
+    merge.merge,
     repair.repair,
     listing.list_,
     listing.show,

@@ -312,8 +312,7 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
     """
     if not adapter.deltas:
         raise AdapterError("cannot write an adapter: got no deltas, expected at least one layer.")
-    if folder.exists() and not (folder / CONFIG_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise AdapterError(f"cannot write an adapter to {folder}: got something else there. Choose another folder.")
+    check_place(folder)
     tensors: dict[str, Tensor] = {}
     for name, change in adapter.deltas.items():
         if not (torch.isfinite(change.A).all() and torch.isfinite(change.B).all()):
@@ -326,6 +325,16 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
         _write_json(fresh / CONFIG_FILE, _peft_config(adapter))
         if adapter.metadata:
             _write_json(fresh / METADATA_FILE, adapter.metadata)
+
+
+def check_place(folder: Path) -> None:
+    """An adapter may be written here: there is nothing, or another adapter.
+
+    Raises:
+        AdapterError: The folder holds something else.
+    """
+    if folder.exists() and not (folder / CONFIG_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise AdapterError(f"cannot write an adapter to {folder}: got something else there. Choose another folder.")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

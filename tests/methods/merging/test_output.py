@@ -140,6 +140,18 @@ def test_what_does_not_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(output, "write_peft", spoilt(lambda factor: factor * 1.0000002))
     with pytest.raises(AdapterError, match=r"does not read back as it was merged: layers\.0\.\w+_proj differs"):
         output.save(merged(), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == [], "nobody can take it for a merged adapter"
+
+
+def test_an_older_adapter_stays_where_the_new_one_does_not_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output.save(merged(), tmp_path / "a")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    monkeypatch.setattr(output, "write_peft", spoilt(lambda factor: -factor))
+    with pytest.raises(AdapterError, match=f"{tmp_path / 'a'} does not read back"):
+        output.save(merged(weights=(2.0, 1.0)), tmp_path / "a", tiny("llama"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
 
 
 def test_what_does_something_else_in_peft_is_refused_and_the_model_stays(

@@ -125,7 +125,7 @@ def test_adapters_of_unlike_layers_are_joined_and_it_is_said() -> None:
     assert not made.deltas["layers.0.o_proj"][0].dense().any()
     assert not made.deltas["layers.1.up_proj"][1].dense().any()
     assert made.notes() == (
-        "2 adapters, 3 layers, ranks 1 to 3.",
+        "2 adapters, 3 layers, ranks 2 to 3.",
         "expert-0 does not touch 1 of them: its change there is 0.",
         "expert-1 does not touch 1 of them: its change there is 0.",
     )

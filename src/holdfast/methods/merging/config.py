@@ -53,7 +53,7 @@ READS: dict[str, frozenset[str]] = {
     "sst_projection": _EVIDENCE | {"k", "tau", "directions", "layer_weights", "raw_weights"},
 }
 """The keys that each rule reads, beside those that all read; any other is refused."""
-_ALL = frozenset({"rule", "layers", "weights", "rank", "seed"})
+READ_BY_ALL = frozenset({"rule", "layers", "weights", "rank", "seed"})
 
 
 class MergingConfig(Config):
@@ -116,7 +116,7 @@ class MergingConfig(Config):
 
     @model_validator(mode="after")
     def _keys_are_read(self) -> Self:
-        unread = sorted(self.model_fields_set & set(MergingConfig.model_fields) - _ALL - READS[self.rule])
+        unread = sorted(self.model_fields_set & set(MergingConfig.model_fields) - READ_BY_ALL - READS[self.rule])
         if unread:
             raise ValueError(f"{unread[0]} has no effect with rule: {self.rule}; take it out")
         if "share" in self.model_fields_set and self.fisher != "topk":

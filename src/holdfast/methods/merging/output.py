@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,9 @@ from peft import PeftModel
 from torch import Tensor
 
 from holdfast.core.errors import AdapterError
+from holdfast.core.files import folder_atomically
 from holdfast.curvature.passes import untouched
-from holdfast.layers.adapters import Adapter, added, read_peft, write_peft
+from holdfast.layers.adapters import Adapter, added, check_place, read_peft, write_peft
 from holdfast.methods.merging.apply import Merged
 from holdfast.methods.merging.select import Selection
 from holdfast.methods.merging.spectrum import Spectrum
@@ -35,17 +37,21 @@ def save(
 ) -> float | None:
     """Write the adapter and ``merge.json``, then read it back; with the base at hand, in PEFT, and compare answers.
 
+    The folder appears when all of that is done, or not at all.
+
     Returns:
         `same_answers`, or ``None`` without a base.
     Raises:
         AdapterError: what was read back is not what was merged, or the folder holds something else.
     """
-    write_peft(merged.adapter, folder)
-    if loaded is not None and loaded.weights:
-        record_base(folder, loaded.source, loaded.weights)
-    (folder / FILE).write_text(json.dumps(_record(merged, spectra, selection), indent=1) + "\n", encoding="utf-8")
-    _same_bits(merged.adapter, folder)
-    return None if loaded is None else same_answers(loaded, merged.adapter, folder)
+    check_place(folder)
+    with folder_atomically(folder) as fresh:
+        write_peft(merged.adapter, fresh)
+        if loaded is not None and loaded.weights:
+            record_base(fresh, loaded.source, loaded.weights)
+        (fresh / FILE).write_text(json.dumps(_record(merged, spectra, selection), indent=1) + "\n", encoding="utf-8")
+        _same_bits(merged.adapter, fresh, folder)
+        return None if loaded is None else same_answers(loaded, merged.adapter, fresh, folder)
 
 
 def _record(merged: Merged, spectra: Sequence[Spectrum], selection: Selection | None) -> dict[str, Any]:
@@ -57,8 +63,8 @@ def _record(merged: Merged, spectra: Sequence[Spectrum], selection: Selection | 
     }
 
 
-def _same_bits(adapter: Adapter, folder: Path) -> None:
-    back = read_peft(folder)
+def _same_bits(adapter: Adapter, written: Path, folder: Path) -> None:
+    back = read_peft(written)
     for name, delta in adapter.deltas.items():
         found = back.deltas.get(name)
         if found is None or not (torch.equal(found.A, delta.A.float()) and torch.equal(found.B, delta.B.float())):
@@ -66,12 +72,15 @@ def _same_bits(adapter: Adapter, folder: Path) -> None:
 
 
 @torch.no_grad()
-def same_answers(loaded: LoadedModel, adapter: Adapter, folder: Path) -> float:
+def same_answers(loaded: LoadedModel, adapter: Adapter, written: Path, folder: Path | None = None) -> float:
     """The largest difference of logits between stock PEFT on the base and the base with the deltas added.
 
     As a share of the largest change that the adapter makes. Rounding of a narrow type is allowed for: the second model
     rounds its sum to the type of the weights, PEFT does not.
 
+    Args:
+        written: Where the adapter is.
+        folder: Where it will be, for messages.
     Raises:
         AdapterError: the two disagree.
     """
@@ -79,8 +88,9 @@ def same_answers(loaded: LoadedModel, adapter: Adapter, folder: Path) -> float:
     before = _logits(loaded.model, ids)
     with added(loaded.model, adapter):
         ours = _logits(loaded.model, ids)
-    with untouched(loaded.model):  # PEFT freezes what it wraps
-        wrapped: Any = PeftModel.from_pretrained(loaded.model, str(folder))
+    with untouched(loaded.model), warnings.catch_warnings():  # PEFT freezes what it wraps
+        warnings.simplefilter("ignore", FutureWarning)  # of Transformers, for PEFT's authors
+        wrapped: Any = PeftModel.from_pretrained(loaded.model, str(written))
         try:
             theirs = _logits(wrapped.eval(), ids)
         finally:
@@ -90,7 +100,7 @@ def same_answers(loaded: LoadedModel, adapter: Adapter, folder: Path) -> float:
     slack = 1e3 * torch.finfo(loaded.model.dtype).eps * float(before.abs().max())
     if not apart <= 1e-3 * change + slack:
         raise AdapterError(
-            f"{folder} does not do in PEFT what was merged: logits differ by {apart:.3g}, expected at most "
+            f"{folder or written} does not do in PEFT what was merged: logits differ by {apart:.3g}, expected at most "
             f"{1e-3 * change + slack:.3g}. Do: report this with the adapters' adapter_config.json."
         )
     return apart / change if change else 0.0

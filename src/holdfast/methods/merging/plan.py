@@ -72,7 +72,7 @@ class MergePlan:
 
     def notes(self) -> tuple[str, ...]:
         """What is merged, and which layers some adapters do not touch."""
-        ranks = sorted({delta.rank for each in self.deltas.values() for delta in each})
+        ranks = sorted({delta.rank for each in self.deltas.values() for delta in each if bool(delta.B.any())} or {0})
         made = f"{len(self.origin.names)} adapters, {len(self.deltas)} layers, ranks {ranks[0]} to {ranks[-1]}."
         absent = {
             name: sum(not bool(each[t].B.any()) for each in self.deltas.values())

@@ -1,0 +1,361 @@
+"""``holdfast merge``: several adapters on disk become one, by one rule or several, at one strength or over a range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say, size
+from holdfast.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from holdfast.data.examples import Example
+    from holdfast.methods.merging.config import MergingConfig
+    from holdfast.methods.merging.plan import Expert, MergePlan
+    from holdfast.models.load import LoadedModel
+
+DIAL = "alpha"
+UNCHECKED = "No --base: the files read back bit for bit; answers were not compared with PEFT's."
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One adapter to be made."""
+
+    rule: str
+    alpha: float | None
+    """The weight of the last adapter; ``None``: as ``--weights`` says."""
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One adapter that was made."""
+
+    rule: str
+    alpha: float | None
+    folder: str
+    rank: int
+    """The largest of its layers."""
+    truncation: float
+    """The most that cutting to the rank lost in a layer, as a share of its norm."""
+    apart: float | None
+    """How far PEFT's answers are from those of the base with the deltas added, as a share of what the adapter does."""
+
+
+def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
+    adapters: Annotated[list[str], typer.Argument(help="PEFT folders or hub names, utility before safety.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write. Not needed with --plan.")] = None,
+    rule: Annotated[str, typer.Option(help="Rules with commas, e.g. sst,ties: see 'holdfast show merging'.")] = "sst",
+    weights: Annotated[str, typer.Option(help="One for each adapter, e.g. 1,0.5. Default: 1 for all.")] = "",
+    base: Annotated[str, typer.Option(metavar="MODEL", help="What they were trained on: lab, a folder, a name.")] = "",
+    utility: Annotated[str, typer.Option(metavar="FILE", help="Rows of the first of two adapters.")] = "",
+    safety: Annotated[str, typer.Option(metavar="FILE", help="Rows of the second.")] = "",
+    rows: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Rows of an adapter, in their order. Repeatable.")
+    ] = None,
+    sweep: Annotated[
+        str, typer.Option(help="Weights of the last adapter: alpha=0:2:0.25 or alpha=0.1,0.3,1; one folder each.")
+    ] = "",
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the result.")] = None,
+    density: Annotated[float | None, typer.Option(help="Share of entries that is kept.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another setting of the rules, e.g. damping=0.1. Repeatable."),
+    ] = None,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Take adapters that were made for another base.")
+    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print memory, time and disk, and do nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Merge adapters of one base model into one that stock PEFT loads.
+
+    Rules that read rows need --base and rows of each adapter. With --base, answers are compared with PEFT's.
+    """
+    settings = _settings(weights, rank, density, overrides or ())
+    configs = _configs(rule, settings, len(adapters))
+    jobs = _jobs(list(configs), _values(sweep), out or Path())
+    files = _files(configs, len(adapters), utility, safety, rows or [])
+    if any_base and not base:
+        raise ConfigError("--any-base says which adapters --base takes, and there is no --base.")
+    if files and not base:
+        raise ConfigError(f"rule {_reading(configs)[0]} reads rows on the base model. Do: add --base MODEL.")
+    if plan:
+        _print_plan(configs, jobs, adapters, files, base, as_json)
+        return
+    if out is None:
+        raise ConfigError("No folder to write to. Do: add -o FOLDER, or --plan to see what it takes.")
+    _refuse_existing(jobs)
+    loaded, experts = _read(adapters, files, base, any_base)
+    made, notes = _make(configs, jobs, loaded, experts)
+    _print_made(made, notes, as_json)
+
+
+def _settings(weights: str, rank: int | None, density: float | None, overrides: Sequence[str]) -> dict[str, Any]:
+    from holdfast.core.config import apply_overrides
+
+    given: dict[str, Any] = {"rank": rank, "density": density}
+    found = {key: value for key, value in given.items() if value is not None}
+    if weights:
+        found["weights"] = _numbers("--weights", weights)
+    more = apply_overrides({}, overrides)
+    twice = sorted(set(more) & (set(found) | {"rule", "weights"}))
+    if twice:
+        raise ConfigError(f"{twice[0]} has an option of its own. Do: give --{twice[0]} alone, not --set.")
+    return found | more
+
+
+def _numbers(option: str, words: str) -> list[float]:
+    try:
+        return [float(word) for word in words.split(",")]
+    except ValueError as problem:
+        raise ConfigError(f"Cannot read {option} {words!r}: expected numbers with commas, e.g. 1,0.5.") from problem
+
+
+def _configs(rules: str, settings: Mapping[str, Any], adapters: int) -> dict[str, MergingConfig]:
+    """By rule, its settings: of those that were given, the ones that it reads."""
+    from pydantic import ValidationError
+
+    from holdfast.core.config import explain
+    from holdfast.methods.merging.config import PAIRS, READ_BY_ALL, READS, MergingConfig
+
+    names = [name.strip() for name in rules.split(",") if name.strip()]
+    read = READ_BY_ALL.union(*(READS.get(name, frozenset()) for name in names))
+    unread = [key for key in settings if key in MergingConfig.model_fields and key not in read]
+    if unread:
+        raise ConfigError(f"{unread[0]} has no effect with rule {', '.join(names)}. Do: take it out.")
+    found = {}
+    for name in names:
+        taken = READ_BY_ALL | READS.get(name, frozenset())
+        own = {key: value for key, value in settings.items() if key in taken or key not in MergingConfig.model_fields}
+        try:
+            found[name] = MergingConfig.model_validate({"rule": name, **own})
+            found[name].weights_of(adapters)
+        except ValidationError as problem:
+            raise explain(problem, "merge", MergingConfig) from problem
+        except ValueError as problem:
+            raise ConfigError(f"Cannot merge: {problem}. Do: change --weights.") from problem
+        if name in PAIRS and adapters != 2:
+            raise ConfigError(f"rule {name} takes two adapters, utility and then safety: got {adapters}.")
+    if not found:
+        raise ConfigError("No rule was named. Do: give --rule, e.g. --rule sst.")
+    return found
+
+
+def _values(sweep: str) -> list[float]:
+    """The values of a sweep.
+
+    >>> _values("alpha=0:1:0.25"), _values("alpha=0.1,3")
+    ([0.0, 0.25, 0.5, 0.75, 1.0], [0.1, 3.0])
+    """
+    if not sweep:
+        return []
+    key, equals, words = sweep.partition("=")
+    wrong = ConfigError(f"Cannot read --sweep {sweep!r}: expected {DIAL}=FROM:TO:STEP or {DIAL}=0.1,0.3,1.")
+    if key != DIAL or not equals:
+        raise wrong
+    if ":" not in words:
+        values = _numbers("--sweep", words)
+    else:
+        try:
+            first, last, step = (float(word) for word in words.split(":"))
+        except ValueError as problem:
+            raise wrong from problem
+        if not (step > 0 and first <= last < float("inf")):
+            raise wrong
+        values = [round(first + place * step, 12) for place in range(int((last - first) / step + 1e-9) + 1)]
+    named = [f"{value:g}" for value in values]
+    if len(set(named)) < len(named):
+        raise ConfigError(f"--sweep {sweep!r} has a value twice, to six digits. Do: take one out, or a larger step.")
+    return values
+
+
+def _jobs(rules: Sequence[str], values: Sequence[float], out: Path) -> list[Job]:
+    """One rule goes into ``out`` itself, several into a folder each, and so does each value of a sweep."""
+    if values:
+        return [Job(rule, value, out / rule / f"{DIAL}-{value:g}") for rule in rules for value in values]
+    return [Job(rule, None, out / rule if len(rules) > 1 else out) for rule in rules]
+
+
+def _refuse_existing(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.folder.exists() and (not job.folder.is_dir() or any(job.folder.iterdir())):
+            raise ConfigError(f"Output folder {job.folder} exists already. Do: give another with -o, or remove it.")
+
+
+def _reading(configs: Mapping[str, MergingConfig]) -> list[str]:
+    """The rules that read rows."""
+    from holdfast.methods.merging.config import WITH_ROWS
+
+    return [rule for rule in configs if rule in WITH_ROWS]
+
+
+def _files(
+    configs: Mapping[str, MergingConfig], adapters: int, utility: str, safety: str, rows: Sequence[str]
+) -> list[str]:
+    """The file of each adapter's rows; none where no rule reads any."""
+    pair = [word for word in (utility, safety) if word]
+    if pair and rows:
+        raise ConfigError("--rows and --utility or --safety exclude each other. Do: give --rows for each adapter.")
+    if (pair or rows) and not _reading(configs):
+        raise ConfigError(f"rule {', '.join(configs)} reads no rows. Do: take --utility, --safety and --rows out.")
+    if not _reading(configs):
+        return []
+    if pair and adapters != 2:
+        raise ConfigError(f"--utility and --safety are for two adapters: got {adapters}. Do: give --rows for each.")
+    files = list(rows) or pair
+    if len(files) != adapters:
+        raise ConfigError(
+            f"rule {_reading(configs)[0]} reads rows of every adapter: got {len(files)} files for {adapters} adapters. "
+            "Do: give --utility FILE --safety FILE, or --rows FILE for each in order."
+        )
+    return files
+
+
+def _read(
+    adapters: Sequence[str], files: Sequence[str], base: str, any_base: bool
+) -> tuple[LoadedModel | None, list[Expert]]:
+    """The base, if there is one, and the adapters with their rows."""
+    from holdfast.methods.merging.read import read_expert
+    from holdfast.models.adapter import Base
+    from holdfast.models.config import ModelConfig
+    from holdfast.models.load import load_model
+    from holdfast.models.sources import local_folder
+
+    folders = [local_folder(adapter, marker="adapter_config.json") for adapter in adapters]
+    given = [_rows(file) for file in files] or [[] for _ in folders]
+    loaded = load_model(ModelConfig(source=base)) if base else None
+    on = None if loaded is None else Base(loaded.source, local_folder(base), loaded.weights)
+    names = [folder.name for folder in folders] if len({f.name for f in folders}) == len(folders) else adapters
+    return loaded, [
+        read_expert(folder, name, own, on, any_base=any_base)
+        for folder, name, own in zip(folders, names, given, strict=True)
+    ]
+
+
+def _rows(file: str) -> list[Example]:
+    from holdfast.data.sources import SourceConfig, check_answers, load_examples
+
+    source = SourceConfig(source=file)
+    found = load_examples(source)
+    check_answers(source, found)
+    return found
+
+
+def _make(
+    configs: Mapping[str, MergingConfig], jobs: Sequence[Job], loaded: LoadedModel | None, experts: Sequence[Expert]
+) -> tuple[list[Made], list[str]]:
+    """Every adapter, written and read back, and what there is to say about them."""
+    made: list[Made] = []
+    notes: list[str] = []
+    tick = Ticker()
+    for rule, config in configs.items():
+        for each, told in _of_rule(config, [job for job in jobs if job.rule == rule], loaded, experts):
+            made.append(each)
+            notes += [note for note in told if note not in notes]
+            tick("merged", len(made), len(jobs))
+    return made, [*notes, *(() if loaded is not None else (UNCHECKED,))]
+
+
+def _of_rule(
+    config: MergingConfig, jobs: Sequence[Job], loaded: LoadedModel | None, experts: Sequence[Expert]
+) -> Iterator[tuple[Made, list[str]]]:
+    """Adapters of one rule; what it looks at is looked at once for all values of a sweep."""
+    from holdfast.methods.merging import apply, output, spectrum
+    from holdfast.methods.merging.plan import plan
+
+    looked = plan(config, loaded, experts)
+    spectra = spectrum.spectra(looked)
+    notes = [*looked.notes(), *_stable(config.rule, spectra)]
+    for job in jobs:
+        weighed: MergePlan = looked if job.alpha is None else looked.with_last(job.alpha)
+        merged = apply.merge(weighed)
+        apart = output.save(merged, job.folder, loaded, spectra)
+        rank = max(delta.rank for delta in merged.adapter.deltas.values())
+        yield Made(job.rule, job.alpha, str(job.folder), rank, max(merged.truncation.values()), apart), notes
+
+
+def _stable(rule: str, spectra: Sequence[Any]) -> list[str]:
+    if not spectra:
+        return []
+    found, chance = (sum(getattr(each, key) for each in spectra) / len(spectra) for key in ("stability", "by_chance"))
+    return [f"{rule}: leading directions of two halves of the rows overlap by {found:.2f}; {chance:.2f} by chance."]
+
+
+def _print_made(made: Sequence[Made], notes: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"merged": [asdict(each) for each in made], "notes": list(notes)})
+        return
+    print_table(
+        ("rule", DIAL, "rank", "cut off", "differs from PEFT", "folder"),
+        [
+            (
+                each.rule,
+                "" if each.alpha is None else f"{each.alpha:g}",
+                str(each.rank),
+                f"{each.truncation:.2g}",
+                "not compared" if each.apart is None else f"{each.apart:.1g}",
+                each.folder,
+            )
+            for each in made
+        ],
+    )
+    for note in notes:
+        typer.echo(f"Note: {note}")
+
+
+def _print_plan(
+    configs: Mapping[str, MergingConfig],
+    jobs: Sequence[Job],
+    adapters: Sequence[str],
+    files: Sequence[str],
+    base: str,
+    as_json: bool,
+) -> None:
+    """What each rule takes; nothing is loaded but the adapters and rows."""
+    from holdfast.layers.adapters import read_peft
+    from holdfast.methods.merging import cost
+    from holdfast.methods.merging.plan import matching
+    from holdfast.models.config import ModelConfig
+    from holdfast.models.describe import describe
+    from holdfast.models.sources import local_folder
+    from holdfast.recipes.estimate import RUNTIME_BYTES
+    from holdfast.recipes.merge_needs import base_of
+
+    shapes = cost.shapes_of([read_peft(local_folder(name, marker="adapter_config.json")) for name in adapters])
+    model = describe(ModelConfig(source=base)) if base else None
+    counts = [len(_rows(file)) for file in files]
+    needs: list[dict[str, Any]] = []
+    for rule, config in configs.items():
+        chosen = {name: shapes[name] for name in matching(config.layers, list(shapes))}
+        found = cost.cost(config, chosen, counts, None if model is None else base_of(model))
+        folders = sum(job.rule == rule for job in jobs)
+        needs.append(
+            {
+                "rule": rule,
+                "layers": len(chosen),
+                "folders": folders,
+                "memory_bytes": RUNTIME_BYTES + found.memory_bytes,
+                "disk_bytes": folders * found.disk_bytes,
+                "time": found.time,
+            }
+        )
+    ranks = sorted({rank for shape in shapes.values() for rank in shape.ranks})
+    if as_json:
+        print_json({"adapters": len(adapters), "ranks": ranks, "rows": counts, "rules": needs})
+        return
+    on = "no base" if model is None else f"{base}, {model.parameters:,} parameters"
+    typer.echo(f"{len(adapters)} adapters of ranks {ranks[0]} to {ranks[-1]} on {on}; rows: {counts or 'none'}")
+    print_table(
+        ("rule", "layers", "folders", "memory", "disk", "time"),
+        [
+            (n["rule"], str(n["layers"]), str(n["folders"]), size(n["memory_bytes"]), size(n["disk_bytes"]), n["time"])
+            for n in needs
+        ],
+    )
+    say("Nothing was written: estimates from shapes alone.")
