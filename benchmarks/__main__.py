@@ -23,7 +23,7 @@ ALL = {
 def main() -> int:
     """Exit code 1 where something wanted was not met or not measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=list(ALL), help="run one benchmark and leave the files as they are")
+    parser.add_argument("--only", choices=list(ALL), help="run one benchmark")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that everything runs, no figures")
     parser.add_argument("--threads", type=int, default=2, help="threads of each process (default 2)")
     parser.add_argument("--model", default="lab", help="model for generation: lab (default) or a folder")
@@ -35,24 +35,23 @@ def main() -> int:
         "versions": versions(),
         "quick": settings.quick,
     }
-    began = time.monotonic()
-    results: list[Result] = []
-    failed = False
+    met = True
     for name in [chosen.only] if chosen.only else ALL:
         print(f"{name} ...", file=sys.stderr)
+        began = time.monotonic()
         try:
-            results += ALL[name](settings)
+            results: list[Result] = ALL[name](settings)
         except (RuntimeError, subprocess.SubprocessError) as problem:  # the other benchmarks are still worth their time
             print(f"{name}: not measured. {problem}", file=sys.stderr)
-            failed = True
-    about["seconds"] = round(time.monotonic() - began)
-    kept = table.record(results, about)
-    if chosen.only or chosen.quick:
+            met = False
+            continue
+        kept = table.record(results, about | {"seconds": round(time.monotonic() - began)})
         print(table.markdown(kept))
-    else:
-        table.save(kept)
-        print(table.write_readme())
-    return 1 if failed or not all(result.met for result in results) else 0
+        if not settings.quick:
+            table.save(name, kept)
+            table.write_readme(list(ALL))
+        met = met and all(result.met for result in results)
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

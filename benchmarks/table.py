@@ -1,4 +1,4 @@
-"""Results to ``results/latest.json``, and from there to README.md and the terminal."""
+"""Results to a JSON file for each benchmark, and from there to README.md and the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.harness import Result
 
 HERE = Path(__file__).resolve().parent
-FILE = HERE / "results" / "latest.json"
+FOLDER = HERE / "results"
 MARK = "<!-- everything below is written by python -m benchmarks -->"
 
 
@@ -21,19 +21,20 @@ def record(results: Sequence[Result], about: dict[str, Any]) -> dict[str, Any]:
     return about | {"results": [asdict(r) | {"ratio": r.ratio, "met": r.met} for r in results]}
 
 
-def save(kept: dict[str, Any]) -> None:
-    """Write the JSON file."""
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+def save(name: str, kept: dict[str, Any]) -> None:
+    """Write the JSON file of one benchmark."""
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
-def write_readme() -> str:
-    """Put the table made from the JSON file under the mark in README.md; returns the table."""
-    table = markdown(json.loads(FILE.read_text(encoding="utf-8")))
+def write_readme(names: Sequence[str]) -> None:
+    """Put a table for each benchmark that has been run under the mark in README.md."""
+    files = {name: FOLDER / f"{name}.json" for name in names}
+    kept = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    parts = [f"## {name}\n\n{markdown(each)}" for name, each in kept.items()]
     readme = HERE / "README.md"
     head = readme.read_text(encoding="utf-8").split(MARK)[0]
-    readme.write_text(f"{head}{MARK}\n\n{table}", encoding="utf-8")
-    return table
+    readme.write_text(f"{head}{MARK}\n\n{chr(10).join(parts)}", encoding="utf-8")
 
 
 def _figure(values: Sequence[float]) -> str:
