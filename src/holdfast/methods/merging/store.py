@@ -12,10 +12,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from holdfast.core.config import problems_of
 from holdfast.core.errors import DataError
 from holdfast.core.files import folder_atomically
 from holdfast.layers.adapters import LowRank
@@ -67,12 +69,18 @@ def load_plan(folder: Path) -> MergePlan:
         deltas = {
             name: tuple(LowRank(found[f"{t}/A"], found[f"{t}/B"]) for t in count) for name, found in layers.items()
         }
+    except ValidationError as problem:
+        raise _unreadable(folder, "; ".join(problems_of(problem, MergingConfig))) from problem
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
-        raise DataError(f"Cannot read a merge plan in {folder}: {problem}. Do: plan again.") from problem
+        raise _unreadable(folder, problem) from problem
     evidence = (
         {name: tuple(_evidence(found, t) for t in count) for name, found in layers.items()} if origin.rows else {}
     )
     return MergePlan(deltas, evidence, paths, config, origin)
+
+
+def _unreadable(folder: Path, problem: object) -> DataError:
+    return DataError(f"Cannot read a merge plan in {folder}: {problem}. Do: plan again.")
 
 
 def _evidence(found: Mapping[str, Tensor], t: int) -> Evidence:
