@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.close import assert_close
-from tests.methods.merging.planned import adapter
+from tests.methods.merging.expert_plans import adapter
 from tests.methods.merging.test_apply import logits
 from tests.zoo import tiny
 

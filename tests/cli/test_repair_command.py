@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.methods.merging.planned import adapter
+from tests.methods.merging.expert_plans import adapter
 
 from holdfast.layers.adapters import read_peft, write_peft
 from holdfast.models.config import ModelConfig

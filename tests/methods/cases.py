@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from tests.methods.merging.planned import experts
+from tests.methods.merging.expert_plans import experts
 from tests.training.helpers import config, examples
 from torch import nn
 

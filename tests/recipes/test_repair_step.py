@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.close import assert_close
-from tests.methods.merging.planned import adapter
+from tests.methods.merging.expert_plans import adapter
 from tests.zoo import CONFIGS, byte_tokenizer
 
 from holdfast.core.errors import AdapterError, ConfigError

@@ -9,11 +9,12 @@ in for the next draws of ``torch.bernoulli``.
 import sys
 
 import torch
-from mergekit.merge_methods import merge_tensors
 
 
 def main(given: str, out: str) -> None:
     """Merge every case and save the list of merged deltas."""
+    from mergekit.merge_methods import merge_tensors
+
     merged = []
     for case in torch.load(given):
         left = list(case["uniforms"])

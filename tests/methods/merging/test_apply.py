@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.close import assert_close
-from tests.methods.merging.planned import FEW, adapter, experts
+from tests.methods.merging.expert_plans import FEW, adapter, experts
 from tests.training.helpers import examples
 from tests.zoo import FAMILIES, tiny
 from torch import Tensor

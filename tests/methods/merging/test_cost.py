@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.methods.merging.planned import experts
+from tests.methods.merging.expert_plans import experts
 from tests.zoo import tiny
 
 from holdfast.layers.adapters import read_peft, write_peft

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.close import assert_close
 from tests.curvature.oracles import assert_same_state, state_of
-from tests.methods.merging.planned import experts, planned
+from tests.methods.merging.expert_plans import experts, planned
 from tests.methods.merging.test_apply import logits
 from tests.zoo import FAMILIES, tiny
 

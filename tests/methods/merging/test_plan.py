@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.close import assert_close
 from tests.curvature.oracles import assert_same_state, gradient_oracle, state_of
-from tests.methods.merging.planned import FEW, adapter, experts, planned
+from tests.methods.merging.expert_plans import FEW, adapter, experts, planned
 from tests.training.helpers import examples
 from tests.zoo import tiny
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.methods.merging.planned import planned
+from tests.methods.merging.expert_plans import planned
 from tests.zoo import tiny
 
 from holdfast.curvature import fisher

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.merging.planned import adapter, planned
+from tests.methods.merging.expert_plans import adapter, planned
 from tests.training.helpers import examples
 from tests.zoo import tiny
 
