@@ -15,6 +15,8 @@ from holdfast.methods.merging.rules import RULES, RuleSettings, merge_layer, mis
 from holdfast.methods.merging.rules.tiles import Tiles
 
 every = pytest.mark.parametrize(("rule", "semantics"), cases())
+of_any_number = pytest.mark.parametrize(("rule", "semantics"), [case for case in cases() if not RULES[case[0]].pair])
+"""Rules without roles: the others take utility, then safety, both of them always."""
 VOTE_WITHOUT_WEIGHT = {("ties", "peft"), ("dare_ties", "peft")}
 """PEFT elects signs before it weighs: an adapter of weight 0 still votes and is counted."""
 
@@ -47,10 +49,8 @@ def test_one_adapter_at_weight_1_without_dropping_is_the_identity(rule: str, sem
         assert lost < 1e-5
 
 
-@every
+@of_any_number
 def test_the_order_of_adapters_does_not_matter(rule: str, semantics: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if RULES[rule].pair:
-        pytest.skip("the first adapter is the utility adapter")
     given, order = deltas(), [2, 0, 1]
     expected = merged(rule, given, semantics=semantics)
     draw = Tiles.generator
@@ -117,10 +117,8 @@ def test_the_split_into_factors_does_not_matter(rule: str, semantics: str) -> No
     assert_close(merged(rule, turned, weights, semantics=semantics), merged(rule, given, weights, semantics=semantics))
 
 
-@every
+@of_any_number
 def test_an_adapter_that_does_not_touch_the_layer_changes_nothing(rule: str, semantics: str) -> None:
-    if RULES[rule].pair:
-        pytest.skip("both roles are always filled")
     given = deltas()
     silent = missing(SHAPE, given[0])
     assert silent.rank == 1
