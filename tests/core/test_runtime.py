@@ -26,6 +26,16 @@ def test_peak_memory_counts_what_was_held() -> None:
     assert runtime.peak_bytes() > held.nbytes
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a peak")
+def test_peak_memory_is_that_since_it_was_forgotten() -> None:
+    held = np.ones(1 << 28, dtype=np.uint8)
+    high = runtime.peak_bytes()
+    size = held.nbytes
+    del held
+    runtime.forget_peak()
+    assert runtime.peak_bytes() < high - size / 2
+
+
 def test_git_says_commit_and_dirty_and_nothing_outside_a_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

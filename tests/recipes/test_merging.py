@@ -102,6 +102,7 @@ def test_the_dial_is_chosen_on_validation_rows_by_the_rule_and_all_of_it_is_kept
     step = next(step for step in record.steps if step.id == "sst")
     figures = {metric.name: metric for metric in step.metrics if not metric.group}
     assert set(figures) == {
+        "merging/seconds",
         "merging/truncation",
         "merging/weight",
         "merging/validation/safety",

@@ -99,8 +99,8 @@ class StepRecord(_Record):
     """SHA-256 over step config and inputs; ``--resume`` reuses a step only when it is unchanged."""
     seconds: float = 0.0
     peak_bytes: int | None = None
-    """Largest memory of the process from its start to the end of this step, of the CUDA allocator where anything was on
-    CUDA, else resident: a small step after a large one shows the large one's. Of several processes, the main one's."""
+    """Largest memory of the process during this step, of the CUDA allocator where anything was on CUDA, else resident
+    (elsewhere than on Linux: since the run began). Of several processes, the main one's."""
     seed: int = 0
 
 

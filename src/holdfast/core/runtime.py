@@ -9,9 +9,12 @@ import random
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "safetensors")
 """The packages whose versions can change a result."""
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def seed_everything(seed: int) -> None:
@@ -24,15 +27,28 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def peak_bytes() -> int:
-    """Largest memory since this process began: of the CUDA allocator where anything was on CUDA, else resident.
+def forget_peak() -> None:
+    """Let `peak_bytes` count from now on, where the system can: CUDA and Linux."""
+    import torch
 
-    It never falls: what a part of a run took is known only where no earlier part took more.
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if _STATUS.exists():
+        _CLEAR.write_text("5")
+
+
+def peak_bytes() -> int:
+    """Largest memory since `forget_peak`: of the CUDA allocator where anything was on CUDA, else resident.
+
+    Where the system cannot forget, since the process began.
     """
     import torch
 
     if torch.cuda.is_available() and (peak := int(torch.cuda.max_memory_allocated())):
         return peak
+    if _STATUS.exists():
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

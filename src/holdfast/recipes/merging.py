@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,15 +37,20 @@ def merge(context: Context) -> Outcome:
     base = resolve_model(context.recipe, context.step_id, context.out)
     loaded = load_model(base)
     experts = _experts(context, step, base, loaded)
+    began = time.perf_counter()
     made = plan.plan(step.merging(), loaded, experts)
+    planned = time.perf_counter() - began
     selection = None
     if step.select is not None:
         made, selection = _selected(context, step, step.select, loaded, experts, made)
-    merged, spectra = apply.merge(made), spectrum.spectra(made)
+    began = time.perf_counter()
+    merged = apply.merge(made)
+    seconds = planned + time.perf_counter() - began
+    spectra = spectrum.spectra(made)
     folder = context.folder / ADAPTER_FOLDER
     output.save(merged, folder, loaded, spectra, selection)
     return Outcome(
-        metrics=_figures(merged, spectra, selection),
+        metrics=(_timed(seconds, experts), *_figures(merged, spectra, selection)),
         verdicts=split_half(spectra),
         artifacts=(artifact(context, folder),),
         curves=curves(spectra, selection),
@@ -120,6 +126,11 @@ def mean_figure(found: EvaluationResult, tasks: Sequence[TaskConfig]) -> float:
         best = 0.0 if metric.value is None else metric.value if metric.higher_is_better else 1 - metric.value
         values.append(best)
     return sum(values) / len(values)
+
+
+def _timed(seconds: float, experts: Sequence[Expert]) -> Metric:
+    """Seconds that planning and one merge took, without loading, choosing a weight, saving and checking."""
+    return Metric(name="merging/seconds", value=seconds, n=len(experts), higher_is_better=False)
 
 
 def _figures(merged: Merged, spectra: Sequence[Spectrum], selection: Selection | None) -> tuple[Metric, ...]:

@@ -120,6 +120,7 @@ def _run_step(context: Context, fingerprint: str, record: RunRecord) -> RunRecor
     """Run one step, with a record of it before, after, and on every way out."""
     step = context.recipe.steps[context.step_id]
     started = time.monotonic()
+    runtime.forget_peak()
 
     def written(status: Literal["done", "failed", "interrupted"], outcome: Outcome) -> RunRecord:
         done = StepRecord(
