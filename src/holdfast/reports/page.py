@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from holdfast.reports import figures, rotation_figures, rotation_text, table_figures, table_text
+from holdfast.reports import (
+    figures,
+    merging_figures,
+    merging_text,
+    rotation_figures,
+    rotation_text,
+    table_figures,
+    table_text,
+)
 from holdfast.reports.text import COMPOSITES, QUICK, TRAININGS
 from holdfast.reports.view import View
 
@@ -48,6 +56,8 @@ def to_html(view: View) -> str:
         keep_trailing_newline=True,
     )
     environment.globals["figures"] = figures
+    environment.globals["merging_figures"] = merging_figures
+    environment.globals["merging_text"] = merging_text
     environment.globals["rotation_figures"] = rotation_figures
     environment.globals["rotation_text"] = rotation_text
     environment.globals["table_figures"] = table_figures

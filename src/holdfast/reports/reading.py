@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from holdfast.core.results import Metric, RunRecord, StepRecord, Verdict
+from holdfast.reports.merging_panel import merging_panel
 from holdfast.reports.names import DASH, duration, plain, size
 from holdfast.reports.panels import figure_of, panels
 from holdfast.reports.rotation_panel import rotation_panel
@@ -14,6 +15,7 @@ from holdfast.reports.view import Curve, Full, Step, Tested, Training, View
 
 def read_run(run: RunRecord) -> View:
     """The view of a run: finished, failed, interrupted or empty."""
+    tables = table_panels(run.steps)
     return View(
         name=run.name,
         version=run.version,
@@ -23,8 +25,9 @@ def read_run(run: RunRecord) -> View:
         summary="" if any(_stopped(step) for step in run.steps) else run.summary,
         quick=run.quick,
         problems=_problems(run),
-        tables=table_panels(run.steps),
+        tables=tables,
         panels=panels(run.steps),
+        merging=merging_panel(run.steps, tables),
         rotation=rotation_panel(run.steps),
         trainings=tuple(training for step in run.steps if (training := _training(step))),
         steps=tuple(_step(step) for step in run.steps),

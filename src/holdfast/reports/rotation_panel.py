@@ -228,7 +228,8 @@ def _in_order(kinds: Iterable[str], known: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys(kinds), key=lambda kind: known.index(kind) if kind in known else len(known))
 
 
-def _by_kind(metrics: Iterable[Metric]) -> dict[str, Points]:
+def by_kind(metrics: Iterable[Metric]) -> dict[str, Points]:
+    """Figures by layer as (block, value), by kind of layer."""
     found: dict[str, list[tuple[float, float]]] = {}
     for metric in metrics:
         kind, block = _place(metric.group)
@@ -286,14 +287,14 @@ def _told_at(line: Line, share: float) -> str:
 
 
 def _frozen(step: StepRecord) -> Chart | None:
-    shares, energies = (_by_kind(_named(step, f"frozen_{what}")) for what in ("share", "energy"))
+    shares, energies = (by_kind(_named(step, f"frozen_{what}")) for what in ("share", "energy"))
     if not any(share for points in shares.values() for _, share in points):
         return None
     plots, rows = [], []
     for kind, points in shares.items():
         energy = energies.get(kind, ())
         lines = (Line("share frozen", points), *((Line("energy in it", energy),) if energy else ()))
-        cells = (_range(points), _range(energy) if energy else DASH)
+        cells = (median_range(points), median_range(energy) if energy else DASH)
         told = f"Frozen share of {kind} {cells[0]}" + (f", energy in it {cells[1]}" if energy else "")
         plots.append(Plot(kind, lines, told))
         rows.append((kind, str(len(points)), *cells))
@@ -308,7 +309,7 @@ def _frozen(step: StepRecord) -> Chart | None:
 
 
 def _drift(steps: Sequence[StepRecord]) -> Chart | None:
-    by_step = {step.id: _by_kind(_named(step, "drift")) for step in steps}
+    by_step = {step.id: by_kind(_named(step, "drift")) for step in steps}
     kinds = _in_order((kind for found in by_step.values() for kind in found), KINDS)
     drawn = {name: found for name, found in by_step.items() if found}
     if not any(value > 0 for found in drawn.values() for points in found.values() for _, value in points):
@@ -316,7 +317,7 @@ def _drift(steps: Sequence[StepRecord]) -> Chart | None:
     plots, rows = [], []
     for kind in kinds:
         lines = tuple(Line(name, found.get(kind, ())) for name, found in drawn.items())
-        cells = tuple(_range(line.points) if line.points else DASH for line in lines)
+        cells = tuple(median_range(line.points) if line.points else DASH for line in lines)
         told = ", ".join(f"{line.label} {cell}" for line, cell in zip(lines, cells, strict=True))
         plots.append(Plot(kind, lines, f"Output drift of {kind}: {told}"))
         rows.append((kind, *cells))
@@ -327,7 +328,7 @@ def _drift(steps: Sequence[StepRecord]) -> Chart | None:
     return Chart("Output drift by layer", note, tuple(plots), "depth", "log", (), ("Layers", *drawn), tuple(rows))
 
 
-def _range(points: Points) -> str:
+def median_range(points: Points) -> str:
     """Median with the lowest and the highest."""
     values = [y for _, y in points]
     low, high = _bare(min(values)), _bare(max(values))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from holdfast.reports import rotation_text, table_text
+from holdfast.reports import merging_text, rotation_text, table_text
 from holdfast.reports.names import DASH
 from holdfast.reports.view import Breakdown, Exchange, Figure, Panel, Row, View
 
@@ -38,6 +38,8 @@ def to_markdown(view: View) -> str:
     blocks += [_text(view.description)] if view.description else []
     for table in view.tables:
         blocks += table_text.blocks(table, _text, _table)
+    if view.merging:
+        blocks += merging_text.blocks(view.merging, _text, _table)
     for panel in view.panels:
         blocks += _panel(panel)
     if view.rotation:
@@ -187,7 +189,9 @@ def print_view(view: View, console: Console | None = None) -> None:
 
 
 def _trained(view: View) -> Iterable[str]:
-    """What was held, and what each training did."""
+    """What was merged and held, and what each training did."""
+    if view.merging:
+        yield from merging_text.lines(view.merging)
     if view.rotation:
         yield from rotation_text.lines(view.rotation)
     yield from (f"{training.id}: {training.sentence}" for training in view.trainings[:TRAININGS])
