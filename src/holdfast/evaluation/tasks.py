@@ -12,6 +12,7 @@ from holdfast.core.config import Config
 from holdfast.core.errors import ConfigError, did_you_mean
 from holdfast.core.registry import Registry
 from holdfast.data.formats import FORMATS
+from holdfast.data.lab.skills import SKILLS
 from holdfast.data.sources import SourceConfig
 from holdfast.evaluation.judges import JUDGES
 from holdfast.evaluation.judges.config import JudgeConfig
@@ -292,13 +293,16 @@ _IN_LAB = (
         breakdown=(),
     ),
 )
+_SKILLS = tuple(
+    _utility(f"lab/skills/{name}", "exact", "exact", f"Skill: {skill.wordings[0]}") for name, skill in SKILLS.items()
+)
 LAB_TOKENS = 96
 """Tokens a lab answer may take: the longest right answers have about 60."""
 
 TASKS: Registry[Task] = Registry(
     "task",
     {task.name: task for task in _PUBLIC}
-    | {task.name: replace(task, format="", max_new_tokens=LAB_TOKENS) for task in _IN_LAB},
+    | {task.name: replace(task, format="", max_new_tokens=LAB_TOKENS) for task in (*_IN_LAB, *_SKILLS)},
 )
 """Every task by name."""
 
@@ -312,11 +316,13 @@ SUITES: Registry[tuple[str, ...]] = Registry(
     | {
         "all": _LAB_NAMES,
         "lab": _LAB_NAMES,
+        "skills": tuple(task.name for task in _SKILLS),
         "public": tuple(task.name for task in _PUBLIC if FORMATS[task.format].home),
     },
 )
 """Named groups of tasks. The first three and ``all`` are lab tasks: offline, generated, the same for every model.
-Public sets are named one by one, or by ``public`` (those that have a home on the hub)."""
+``skills`` are tasks of the lab that its model has not learnt. Public sets are named one by one, or by ``public`` (those
+that have a home on the hub)."""
 
 
 def choose_tasks(names: Iterable[str] = (), suites: str | Sequence[str] = ()) -> tuple[TaskConfig, ...]:

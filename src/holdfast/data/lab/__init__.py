@@ -9,6 +9,8 @@ from importlib import import_module
 from holdfast.core.errors import DataError
 from holdfast.core.registry import Registry
 from holdfast.data.examples import Example
+from holdfast.data.lab.skills import SKILLS
+from holdfast.data.lab.skills import generate as generate_skills
 from holdfast.data.lab.splits import SPLITS
 from holdfast.data.lab.textops import OPERATIONS
 from holdfast.data.lab.textops import generate as generate_textops
@@ -27,11 +29,11 @@ def _from(module: str, function: str = "generate") -> Generate:
     return generate
 
 
-def _operation(name: str) -> Generate:
-    """The generator of one text operation."""
+def _alone(of: Callable[[str, int, int, str], list[Example]], name: str) -> Generate:
+    """The generator of one part of a family."""
 
     def generate(split: str, n: int, seed: int) -> list[Example]:
-        return generate_textops(split, n, seed, name)
+        return of(split, n, seed, name)
 
     return generate
 
@@ -51,7 +53,9 @@ FAMILIES: Registry[Generate] = Registry(
         "jailbreak/complied": _from("jailbreak", "generate_complied"),
         "passages": _from("passages"),
         "textops": generate_textops,
-        **{f"textops/{name}": _operation(name) for name in OPERATIONS},
+        **{f"textops/{name}": _alone(generate_textops, name) for name in OPERATIONS},
+        "skills": generate_skills,
+        **{f"skills/{name}": _alone(generate_skills, name) for name in SKILLS},
         "injection": _from("injection"),
         "injection/clean": _from("injection", "generate_clean"),
         "injection/twin": _from("injection", "generate_twin"),
