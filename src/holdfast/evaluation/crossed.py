@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.core.errors import NumericsError
-from holdfast.evaluation.composites import Estimate
+from holdfast.evaluation.composites import Estimate, retention
 from holdfast.evaluation.intervals import clopper_pearson
 
 Array = NDArray[np.float64]
@@ -148,6 +148,33 @@ def removed_of(row: CrossedMean, reference: CrossedMean, before: CrossedMean) ->
         draws = 1 - (row.draws - before.draws) / (reference.draws - before.draws)
     slopes = [(-1 / whole, row), (moved / whole**2, reference), ((whole - moved) / whole**2, before)]
     return _estimate(1 - moved / whole, draws, slopes)
+
+
+def kept_of(tasks: Mapping[str, tuple[CrossedMean, CrossedMean]]) -> Estimate:
+    """Mean over tasks of ``row / reference``: `retention` of each task's score beside that of its own reference.
+
+    Missing where a reference is 0.
+    """
+    found = retention(*({name: pair[side].value for name, pair in tasks.items()} for side in (0, 1)))
+    if found.value is None:
+        return Estimate(None, None, None, found.reason)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = np.mean([row.draws / reference.draws for row, reference in tasks.values()], axis=0)
+    slopes = []
+    for row, reference in tasks.values():
+        share = 1 / (len(tasks) * reference.value)
+        slopes += [(share, row), (-share * row.value / reference.value, reference)]
+    return _estimate(found.value, draws, slopes)
+
+
+def interval_name(means: Sequence[CrossedMean]) -> str:
+    """How the interval of what is made of these means came about."""
+    alike = any(mean.below or mean.above for mean in means)
+    if alike and len(means) == 1:
+        return "clopper-pearson 95% over prompts"
+    seeds = max(len(mean.per_seed) for mean in means)
+    drawn = "two-way bootstrap 95% by group and seed" if seeds > 1 else "bootstrap 95% by group"
+    return f"{drawn}, clopper-pearson where all answers are alike" if alike else drawn
 
 
 def _estimate(value: float, draws: Array, slopes: Sequence[tuple[float, CrossedMean]]) -> Estimate:

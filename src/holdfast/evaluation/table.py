@@ -12,7 +12,15 @@ from holdfast.core.errors import DataError
 from holdfast.core.results import Metric
 from holdfast.evaluation.aligned import Asked, asked_in, columns_of
 from holdfast.evaluation.composites import Estimate
-from holdfast.evaluation.crossed import Array, CrossedMean, crossed_means, difference_of, mean_of, removed_of
+from holdfast.evaluation.crossed import (
+    Array,
+    CrossedMean,
+    crossed_means,
+    difference_of,
+    interval_name,
+    mean_of,
+    removed_of,
+)
 from holdfast.evaluation.log import read_log
 from holdfast.evaluation.measures import cluster_of
 
@@ -107,7 +115,7 @@ class _Column:
             n_invalid=grid.size - n,
             low=found.low,
             high=found.high,
-            interval="" if found.low is None else _interval(means),
+            interval="" if found.low is None else interval_name(means),
             higher_is_better=part == "/removed" or self.asked.figure.higher_is_better,
             reason=found.reason,
             judge=self.asked.head.judges[0],
@@ -135,12 +143,3 @@ def _column(asked: Asked, grids: Mapping[str, Array], reference: str, seed: int,
 
 def _no_row(label: str, grid: Array) -> str:
     return f"{label}: no valid row of {len(grid)}" + (" in one of the seeds" if grid.shape[1] > 1 else "")
-
-
-def _interval(means: Sequence[CrossedMean]) -> str:
-    alike = any(mean.below or mean.above for mean in means)
-    if alike and len(means) == 1:
-        return "clopper-pearson 95% over prompts"
-    seeds = max(len(mean.per_seed) for mean in means)
-    drawn = "two-way bootstrap 95% by group and seed" if seeds > 1 else "bootstrap 95% by group"
-    return f"{drawn}, clopper-pearson where all answers are alike" if alike else drawn
