@@ -12,13 +12,14 @@ from tests.evaluation.logs import COMPLIANCE, REFUSAL, answers, example, record,
 from holdfast.core.errors import DataError
 from holdfast.core.results import Metric
 from holdfast.evaluation.composites import retention as by_hand
+from holdfast.evaluation.log import Record
 from holdfast.evaluation.retention import Retention, retention
 
 N = 200
 TASKS = ("lab/skills/swap", "lab/skills/ends", "lab/arithmetic")
 
 
-def hits(task: str, k: int) -> list:
+def hits(task: str, k: int) -> list[Record]:
     """Answers to the same `N` prompts of which so many are right, spread over the prompts by the task and the count."""
     order = np.random.default_rng([k, TASKS.index(task)]).permutation(N)
     return [record(task, example(i, reference="kiwi"), "kiwi" if order[i] < k else "plum") for i in range(N)]

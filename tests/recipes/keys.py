@@ -13,6 +13,7 @@ WITH_ROWS = [{"adapter": "lora1", "data": ["lab/textops"]}, {"adapter": "lora2",
 MERGE = {"do": "merge", "adapters": WITH_ROWS}
 SELECT = {"weights": [0.5, 2.0], "safety": ["lab/harmful"], "utility": ["lab/textops"], "drop": 0.1, "rows": 3}
 REPAIR = {"do": "repair", "adapter": "lora1", "utility": ["lab/textops"], "safety": ["lab/harmful"]}
+RETENTION = {"do": "retention", "alone": {"p": "first"}, "rows": {"sst": ["second", "third"]}}
 FRONT = {"do": "front", "rows": {"p": "merged1", "q": "merged2"}, "reference": "p"}
 PLAIN = {
     "train": TRAIN,
@@ -26,6 +27,7 @@ PLAIN = {
     "front": FRONT,
 }
 EARLIER = {
+    "retention": RETENTION,
     "basis": BASIS,
     "other": {**BASIS, "samples": 2},
     "scores": {"do": "importance", "of": "basis", "importance": "abs", "task": ["lab/textops"]},
@@ -190,6 +192,10 @@ SOURCE = {
     "columns": {"prompt": "p"},
     "subset": "main",
     "split": "test",
+    "retention": {
+        "alone": {"alone": {"p": "before"}},
+        "rows": {"rows": {"sst": ["second"]}},
+    },
     "rows": 3,
     "at_most": 4,
     "seed": 2,

@@ -21,6 +21,7 @@ from holdfast.recipes.merges import merge_problems
 from holdfast.recipes.references import as_list, reference_problems
 from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.seeds import expand_seeds, row_problems, with_seed
+from holdfast.recipes.retention_step import RetentionStep
 from holdfast.training.config import TrainConfig
 
 TRAINED = "trained"
@@ -255,7 +256,8 @@ Step = Annotated[
     | MaskStep
     | MergeStep
     | RepairStep
-    | FrontStep,
+    | FrontStep
+    | RetentionStep,
     Field(discriminator="do"),
 ]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from holdfast.core.files import folder_atomically
 from holdfast.core.results import Metric, Sample
 from holdfast.evaluation.tasks import TASKS
-from holdfast.recipes import front, merging, processes, repairing, rotation, table
+from holdfast.recipes import front, merging, processes, repairing, retention, rotation, table
 from holdfast.recipes.context import (
     BASE_FOLDER,
     LOG_FILE,
@@ -179,6 +179,7 @@ def _compare(context: Context) -> Outcome:
     return Outcome(metrics=result.metrics, verdicts=result.verdicts, notes=result.notes)
 
 
+    "retention": retention.measure,
 EXECUTORS: dict[str, Callable[[Context], Outcome]] = {
     "train": _train,
     "evaluate": _evaluate,
