@@ -43,8 +43,12 @@ from holdfast.models.load import LoadedModel
 
 Labels = Literal["empirical", "sampled"]
 """Whose labels the loss takes: the row's own, or one drawn from the model at each response position of the row."""
+BATCH = 16
+"""Rows of one forward and backward."""
 _CoreConsumer = Callable[[Layer, Sequence[int], Tensor, Tensor], None]
 """Called with a layer, the numbers of a batch's rows, and their ``a_btq`` and ``g_btp``, zero on padding."""
+Take = Callable[[str, Sequence[int], Tensor], None]
+"""Called with a layer's name, the numbers of a batch's rows, and their gradients ``G_bd``."""
 
 
 def core_gradients(
@@ -55,7 +59,7 @@ def core_gradients(
     labels: Labels = "empirical",
     loss: Reduction = "mean",
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
 ) -> dict[str, Tensor]:
     """Each row's gradient with respect to the core coordinates of each layer, at the model's current weights.
 
@@ -84,15 +88,42 @@ def core_gradients(
     """
     found: dict[str, Tensor] = {}
 
+    def take(name: str, numbers: Sequence[int], G_bd: Tensor) -> None:
+        if name not in found:
+            found[name] = G_bd.new_empty(len(rows), G_bd.shape[1])
+        found[name][torch.tensor(numbers, device=G_bd.device)] = G_bd
+
+    _core_pass(loaded, rows, spaces, _Loss(loaded, labels, loss, seed), _each_gradient(rows, take), batch_size)
+    return {name: found[name] for name in spaces}
+
+
+def stream_core_gradients(
+    loaded: LoadedModel,
+    rows: Sequence[Encoded],
+    spaces: Mapping[str, CoreSpace],
+    take: Take,
+    *,
+    labels: Labels = "empirical",
+    seed: int = 0,
+) -> None:
+    """`core_gradients` a batch and a layer at a time, for more of them than memory holds.
+
+    Rows come longest first, the last layer first; beside the model and one batch's graph nothing is held.
+
+    Raises:
+        ConfigError, DataError, LayerError, AdapterError, NumericsError: As `core_gradients`.
+    """
+    losses = _Loss(loaded, labels, "mean", seed)
+    _core_pass(loaded, rows, spaces, losses, _each_gradient(rows, take), BATCH)
+
+
+def _each_gradient(rows: Sequence[Encoded], take: Take) -> _CoreConsumer:
     def consume(layer: Layer, numbers: Sequence[int], a_btq: Tensor, g_btp: Tensor) -> None:
         G_bd = torch.bmm(g_btp.transpose(1, 2), a_btq).flatten(1)
         check_finite(layer, [rows[n].id for n in numbers], torch.isfinite(G_bd).all(1))
-        if layer.name not in found:
-            found[layer.name] = G_bd.new_empty(len(rows), G_bd.shape[1])
-        found[layer.name][torch.tensor(numbers, device=G_bd.device)] = G_bd
+        take(layer.name, numbers, G_bd)
 
-    _core_pass(loaded, rows, spaces, _Loss(loaded, labels, loss, seed), consume, batch_size)
-    return {name: found[name] for name in spaces}
+    return consume
 
 
 def core_factors(
@@ -103,7 +134,7 @@ def core_factors(
     labels: Labels = "empirical",
     loss: Reduction = "mean",
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The Kronecker factors of each layer's Fisher matrix in core coordinates, ``F ~ G (x) A``.
 

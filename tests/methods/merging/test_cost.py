@@ -38,9 +38,23 @@ def test_disk_is_what_is_written_and_memory_holds_what_is_kept(rule: str, tmp_pa
 
 
 def test_evidence_is_the_gradients_of_all_rows_in_core_coordinates() -> None:
-    """Ranks 16 + 16: 1,024 coordinates a layer, 4 bytes each for every row."""
-    fewer, more = (cost(MergingConfig(samples=n), WIDE, [1000, 1000], None).memory_bytes for n in (100, 200))
-    assert more - fewer == 32 * 1024 * 4 * 200
+    """Ranks 16 + 16: 1,024 coordinates a layer, 4 bytes each for every row; and some of them once more."""
+    fewer, more = (cost(MergingConfig(samples=n), WIDE, [1000, 1000], None) for n in (100, 200))
+    assert 1 <= (more.memory_bytes - fewer.memory_bytes) / (32 * 1024 * 4 * 200) < 1.5
+    assert fewer.scratch_bytes == more.scratch_bytes == 0
+
+
+@pytest.mark.parametrize("form", ["full", "block", "global", "diagonal"])
+def test_many_adapters_take_the_disk_of_their_gradients_and_the_memory_of_one_layers(form: str) -> None:
+    """20 of rank 16: 102,400 coordinates a layer, 960 rows."""
+    many = {name: Shape(4096, 4096, (16,) * 20) for name in WIDE}
+    found = cost(MergingConfig(fisher=form), many, [48] * 20, None)
+    gradients = 4 * 102_400 * 960
+    assert found.scratch_bytes == len(WIDE) * gradients
+    fewer = cost(MergingConfig(fisher=form), dict(list(many.items())[:16]), [48] * 20, None)
+    given = 4 * (2 * 8192 * 320 + 8192 * 320 + 20 * 102_400)
+    assert found.memory_bytes - fewer.memory_bytes == 16 * given, "adapters, result, bases and cores of each layer"
+    assert found.memory_bytes < 32 * given + 2 * gradients
 
 
 @pytest.mark.parametrize("rule", READS)

@@ -11,7 +11,6 @@ from tests.methods.merging.test_maths import drawn, solved
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, NumericsError
-from holdfast.methods.merging import curved
 from holdfast.methods.merging.config import LAYER_WEIGHTS, MergingConfig
 from holdfast.methods.merging.curved import Layer, merged_cores, with_parts
 from holdfast.methods.merging.evidence import Evidence
@@ -70,10 +69,33 @@ def test_the_full_form_is_a_dense_solve_of_every_layer(rule: dict[str, Any]) -> 
     assert_same(merged_cores(config(**rule), WEIGHTS, given), expected(dense, given, WEIGHTS))
 
 
-def test_a_layer_of_many_coordinates_is_solved_without_its_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = layers(n=5)
-    monkeypatch.setattr(curved, "DENSE", 0)
-    assert_same(merged_cores(config(), WEIGHTS, given), expected(dense, given, WEIGHTS), "float32")
+@pytest.mark.parametrize("columns", [1, 5, 4096])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_with_fewer_rows_than_coordinates_the_same_solve_is_made_in_their_span(
+    count: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many coordinates are looked at together; no matrix of a layer's coordinates is made."""
+    monkeypatch.setattr("holdfast.methods.merging.maths.COLUMNS", columns)
+    monkeypatch.setattr("holdfast.methods.merging.curved.fisher.full", lambda _: pytest.fail("a matrix was made"))
+    given, weights = layers(count, n=8 // count), (0.7, 1.6, 0.4)[:count]
+    assert_same(merged_cores(config(), weights, given), expected(dense, given, weights))
+
+
+def test_a_layer_of_very_many_coordinates_is_solved_exactly() -> None:
+    """Scales four decades apart and float32 gradients, as layers have them, against the equations themselves."""
+    n, p, q = 24, 70, 72
+    scale_d = torch.logspace(-4, 0, p * q)
+    G_tnd = [(drawn(n, p * q, seed=t) * scale_d.roll(700 * t)).float() for t in range(3)]
+    M_tpq, weights = drawn(3, p, q, seed=5), (0.7, 1.6, 0.4)
+    found_d = merged_cores(config(damping=0.01), weights, [("x", M_tpq, [Evidence(G_nd) for G_nd in G_tnd])])["x"]
+    residual_d, size = torch.zeros(p * q, dtype=torch.float64), 0.0
+    for weight, G_nd, phi_d in zip(weights, G_tnd, M_tpq.flatten(1), strict=True):
+        wide_nd = G_nd.double()
+        eps = 0.01 * wide_nd.square().sum() / wide_nd.numel()
+        apart_d = found_d.flatten() - phi_d
+        residual_d += weight * (wide_nd.T @ (wide_nd @ apart_d) / n + eps * apart_d)
+        size += float((weight * (wide_nd.T @ (wide_nd @ phi_d) / n + eps * phi_d)).norm())
+    assert float(residual_d.norm()) < 1e-10 * size
 
 
 @pytest.mark.parametrize("form", NARROW)

@@ -85,17 +85,16 @@ MEANS: dict[str, Callable[[Tensor], Tensor]] = {
     "diagonal": lambda w_t: maths.diagonal_mean(
         fishers(2).diagonal(dim1=1, dim2=2), cores(2).flatten(1), w_t, DAMPING
     ).reshape(P, Q),
-    "block": lambda w_t: maths.block_mean(blocks(2), cores(2), w_t, DAMPING),
+    "block": lambda w_t: maths.block_mean(gradients(2), cores(2), w_t, DAMPING),
     "kronecker": lambda w_t: maths.kronecker_mean(factors(2), cores(2), w_t, DAMPING),
-    "sampled": lambda w_t: maths.sampled_mean(gradients(2), cores(2).flatten(1), w_t, DAMPING).reshape(P, Q),
     "inputs": lambda w_t: maths.input_mean(inputs(2), cores(2), w_t, DAMPING),
 }
 each_mean = pytest.mark.parametrize("mean", MEANS)
 
 
-def blocks(count: int = 3) -> Tensor:
+def blocks(G_tnd: list[Tensor]) -> Tensor:
     """The blocks of each row of ``M``, cut out of full matrices."""
-    whole = fishers(count).reshape(count, P, Q, P, Q)
+    whole = torch.stack([G_nd.T @ G_nd / len(G_nd) for G_nd in G_tnd]).reshape(-1, P, Q, P, Q)
     return torch.stack([torch.stack([F[p, :, p, :] for p in range(P)]) for F in whole])
 
 
@@ -128,9 +127,8 @@ def test_equal_fishers_give_the_weighted_average() -> None:
     for mean in (
         maths.quadratic_mean(fishers()[same], M_tpq.flatten(1), WEIGHTS, DAMPING).reshape(P, Q),
         maths.diagonal_mean(fishers().diagonal(dim1=1, dim2=2)[same], M_tpq.flatten(1), WEIGHTS, DAMPING).reshape(P, Q),
-        maths.block_mean(blocks()[same], M_tpq, WEIGHTS, DAMPING),
+        maths.block_mean([gradients()[0]] * 3, M_tpq, WEIGHTS, DAMPING),
         maths.kronecker_mean([factors()[0]] * 3, M_tpq, WEIGHTS, DAMPING),
-        maths.sampled_mean([gradients()[0]] * 3, M_tpq.flatten(1), WEIGHTS, DAMPING).reshape(P, Q),
         maths.input_mean(inputs()[same], M_tpq, WEIGHTS, DAMPING),
     ):
         assert_close(mean, average)
@@ -149,8 +147,8 @@ def test_the_order_of_adapters_does_not_matter() -> None:
             maths.kronecker_mean([factors()[t] for t in order], M_tpq[order], WEIGHTS[order], DAMPING),
         ),
         (
-            maths.block_mean(blocks(), M_tpq, WEIGHTS, DAMPING),
-            maths.block_mean(blocks()[order], M_tpq[order], WEIGHTS[order], DAMPING),
+            maths.block_mean(gradients(), M_tpq, WEIGHTS, DAMPING),
+            maths.block_mean([gradients()[t] for t in order], M_tpq[order], WEIGHTS[order], DAMPING),
         ),
     ):
         assert_close(back, there, "float32")
@@ -162,39 +160,35 @@ def test_a_diagonal_mean_is_the_dense_solve_with_diagonal_matrices() -> None:
     assert_close(maths.diagonal_mean(F_td, cores().flatten(1), WEIGHTS, DAMPING), expected, "float64")
 
 
-def test_a_block_mean_is_the_dense_solve_with_blocks_on_the_diagonal() -> None:
-    F_tdd = torch.stack([torch.block_diag(*F_pqq) for F_pqq in blocks()])
+@pytest.mark.parametrize("columns", [1, 2 * Q, 4096])
+def test_a_block_mean_is_the_dense_solve_with_blocks_on_the_diagonal(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many outputs are looked at together, and with unlike numbers of rows."""
+    monkeypatch.setattr(maths, "COLUMNS", columns)
+    G_tnd = [G_nd[: 30 - 7 * t] for t, G_nd in enumerate(gradients())]
+    F_tdd = torch.stack([torch.block_diag(*F_pqq) for F_pqq in blocks(G_tnd)])
     expected = solved(F_tdd, cores().flatten(1), WEIGHTS).reshape(P, Q)
-    assert_close(maths.block_mean(blocks(), cores(), WEIGHTS, DAMPING), expected, "float64")
+    assert_close(maths.block_mean(G_tnd, cores(), WEIGHTS, DAMPING), expected, "float64")
+    narrow = maths.block_mean([G_nd.float() for G_nd in G_tnd], cores().float(), WEIGHTS, DAMPING)
+    assert narrow.dtype == torch.float64
+    assert_close(narrow, expected)
+
+
+def test_samples_stand_side_by_side_some_coordinates_at_a_time() -> None:
+    G_tnd = [drawn(n, D, seed=n) for n in (3, 2)]
+    whole, places = torch.cat(G_tnd), []
+    for left, G_nc in maths.side_by_side(G_tnd, 5):
+        assert torch.equal(G_nc, whole[:, left : left + 5])
+        places += range(left, left + G_nc.shape[1])
+    assert places == list(range(D))
+    assert maths.of_samples(G_tnd).tolist() == [0, 0, 0, 1, 1]
 
 
 def test_a_kronecker_mean_is_the_dense_solve_with_kronecker_products() -> None:
     F_tdd = np.stack([np.kron(G_pp.numpy(), A_qq.numpy()) for A_qq, G_pp in factors()])
     expected = solved(F_tdd, cores().flatten(1), WEIGHTS).reshape(P, Q)
     assert_close(maths.kronecker_mean(factors(), cores(), WEIGHTS, DAMPING), expected)
-
-
-def test_a_sampled_mean_is_the_dense_solve_of_its_samples() -> None:
-    expected = solved(fishers(n=5), cores().flatten(1), WEIGHTS)
-    for type_ in (torch.float64, torch.float32):
-        G_tnd = [G_nd.to(type_) for G_nd in gradients(n=5)]
-        assert_close(maths.sampled_mean(G_tnd, cores().flatten(1), WEIGHTS, DAMPING), expected)
-
-
-def test_a_sampled_mean_of_more_coordinates_than_a_dense_matrix_takes_converges() -> None:
-    """Scales four decades apart and float32 gradients, as layers have them; the answer is exact to the tolerance."""
-    n, d = 24, 5000
-    G_tnd = [(drawn(n, d, seed=t) * torch.logspace(-4, 0, d).roll(700 * t)).float() for t in range(3)]
-    phi_td = drawn(3, d, seed=5)
-    found_d = maths.sampled_mean(G_tnd, phi_td, WEIGHTS, 0.01)
-    residual_d, size = torch.zeros(d, dtype=torch.float64), 0.0
-    for weight, G_nd, phi_d in zip(WEIGHTS.double(), G_tnd, phi_td, strict=True):
-        wide_nd = G_nd.double()
-        eps = 0.01 * wide_nd.square().sum() / wide_nd.numel()
-        apart_d = found_d - phi_d
-        residual_d += weight * (wide_nd.T @ (wide_nd @ apart_d) / n + eps * apart_d)
-        size += float((weight * (wide_nd.T @ (wide_nd @ phi_d) / n + eps * phi_d)).norm())
-    assert float(residual_d.norm()) < 3e-6 * size
 
 
 def test_an_input_mean_minimises_the_error_of_outputs_on_each_adapters_own_inputs() -> None:
@@ -297,12 +291,8 @@ NOTHING = torch.zeros(2, D, D, dtype=torch.float64)
             "Fisher diagonals of x.q do not decide the merge: got 0 for 12 of 12 coordinates",
         ),
         (
-            lambda: maths.block_mean(torch.zeros(2, P, Q, Q), cores(2), WEIGHTS[:2], 0.1, "x.q"),
+            lambda: maths.block_mean([torch.zeros(5, D)] * 2, cores(2), WEIGHTS[:2], 0.1, "x.q"),
             "Fisher blocks of x.q do not decide the merge: 4 of 4 are not",
-        ),
-        (
-            lambda: maths.sampled_mean([torch.zeros(3, D)] * 2, cores(2).flatten(1), WEIGHTS[:2], 0.1),
-            "got 0 or less for 12 of 12 coordinates",
         ),
         (
             lambda: maths.kronecker_mean([(torch.zeros(Q, Q), torch.zeros(P, P))] * 2, cores(2), WEIGHTS[:2], 0.1),

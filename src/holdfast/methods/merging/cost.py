@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from holdfast.layers.adapters import Adapter
 from holdfast.methods.merging.config import WITH_ROWS, MergingConfig
-from holdfast.methods.merging.curved import DENSE
+from holdfast.methods.merging.evidence import HELD_BYTES, gradient_bytes
+from holdfast.methods.merging.maths import COLUMNS
 from holdfast.methods.merging.rules import RULES
 
 FLOAT, DOUBLE = 4, 8
@@ -68,6 +69,9 @@ class Cost:
 
     memory_bytes: int
     disk_bytes: int
+    """Of the adapter that is written."""
+    scratch_bytes: int
+    """Of gradients that memory does not hold, in a temporary file while the merge is made."""
     seconds: float
 
     @property
@@ -99,15 +103,17 @@ def cost(config: MergingConfig, shapes: Mapping[str, Shape], rows: Sequence[int]
     given = sum(shape.factors(sum(shape.ranks)) for shape in layers)
     made = sum(shape.factors(result_rank(config, shape)) for shape in layers)
     spaces = sum(shape.out_features * shape.core[0] + shape.in_features * shape.core[1] for shape in layers)
-    held = FLOAT * (given + spaces + made) + sum(_evidence_bytes(config, shape, counts) for shape in layers)
-    working = max((_working_bytes(config, shape, counts) for shape in layers), default=0)
+    cores = sum(len(shape.ranks) * shape.coordinates for shape in layers) if counts else 0
+    evidence, scratch = _evidence_bytes(config, layers, counts)
+    held = FLOAT * (given + spaces + made + cores) + evidence
+    working = max((_working_bytes(config, shape, counts, mapped=scratch > 0) for shape in layers), default=0)
     looking, flops = 0, float(sum(_flops(config, shape, counts) for shape in layers))
     if base is not None:
         changed = base.weight_bytes * sum(shape.entries for shape in layers) // max(base.parameters, 1)
         looking = changed + (base.pass_bytes if counts else base.weight_bytes)
         flops += 6 * base.parameters * ROW_TOKENS * sum(counts)
     seconds = flops / FLOPS[base.device if base else "cpu"] + LAYER_SECONDS * len(layers)
-    return Cost(held + working + looking, FLOAT * made, seconds)
+    return Cost(held + working + looking, FLOAT * made, scratch, seconds)
 
 
 def result_rank(config: MergingConfig, shape: Shape) -> int:
@@ -120,19 +126,25 @@ def _factored(config: MergingConfig) -> bool:
     return config.rule == "regmean" or (config.rule == "sst" and config.fisher == "kfac")
 
 
-def _evidence_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int]) -> int:
-    """Held until the merge is made."""
-    p, q = shape.core
+def _evidence_bytes(config: MergingConfig, layers: Sequence[Shape], counts: Sequence[int]) -> tuple[int, int]:
+    """Held until the merge is made, in memory and on disk."""
     if not counts:
-        return 0
+        return 0, 0
     if _factored(config):
-        return FLOAT * len(counts) * (p * p + q * q)
-    part = DOUBLE * shape.coordinates if config.rule == "sst_projection" else 0
-    return FLOAT * sum(counts) * shape.coordinates + part
+        return FLOAT * len(counts) * sum(p * p + q * q for p, q in (shape.core for shape in layers)), 0
+    coordinates = sum(shape.coordinates for shape in layers)
+    parts = DOUBLE * coordinates if config.rule == "sst_projection" else 0
+    gradients = gradient_bytes(sum(counts), coordinates)
+    return (parts, gradients) if gradients > HELD_BYTES else (parts + gradients, 0)
 
 
-def _working_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int]) -> int:
-    """While one layer is merged."""
+def _working_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int], *, mapped: bool) -> int:
+    """While one layer is merged, its mapped gradients included."""
+    layer = gradient_bytes(sum(counts), shape.coordinates) if mapped else 0
+    return layer + _solving_bytes(config, shape, counts)
+
+
+def _solving_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int]) -> int:
     (p, q), d, n = shape.core, shape.coordinates, sum(counts)
     if config.rule in RULES:
         return 3 * FLOAT * shape.entries if RULES[config.rule].space == "dense" else 4 * DOUBLE * d * len(shape.ranks)
@@ -140,13 +152,19 @@ def _working_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int]) -
         return DOUBLE * 8 * (d + len(counts) * (p * p + q * q))
     if config.rule == "sst_projection":
         return DOUBLE * 10 * d * d
-    if config.rule == "sst" and config.fisher == "global":
-        return DOUBLE * (3 * n * n + n * d)
+    some = min(d, max(COLUMNS, q))
     if config.rule == "sst" and config.fisher == "block":
-        return 2 * DOUBLE * len(counts) * p * q * q
-    if config.rule == "sst" and config.fisher == "full" and d <= DENSE:
+        return DOUBLE * (3 * n * some + 3 * some * q + 4 * len(counts) * d)
+    if _in_span(config, d, n):
+        return DOUBLE * (6 * n * n + 2 * n * some + 4 * d)
+    if config.rule == "sst" and config.fisher == "full":
         return (FLOAT * len(counts) + 4 * DOUBLE) * d * d
-    return 2 * DOUBLE * max(counts) * d
+    return 2 * DOUBLE * (max(counts) + 3 * len(counts)) * d
+
+
+def _in_span(config: MergingConfig, d: int, n: int) -> bool:
+    """Whether the products of samples are solved, in place of a matrix of coordinates."""
+    return config.rule == "sst" and (config.fisher == "global" or (config.fisher == "full" and n < d))
 
 
 def _flops(config: MergingConfig, shape: Shape, counts: Sequence[int]) -> float:
@@ -156,15 +174,16 @@ def _flops(config: MergingConfig, shape: Shape, counts: Sequence[int]) -> float:
     if config.rule in RULES:
         dense = RULES[config.rule].space == "dense"
         return found + (shape.entries * (20.0 * rank + 100.0 * len(shape.ranks)) if dense else 0.0)
+    if config.rule == "regmean":
+        return found + 2.0 * len(counts) * d * q + q**3
     if _factored(config):
-        return found + STEPS * 4.0 * d * (p + q)
+        return found + STEPS * 2.0 * len(counts) * d * (p + q)
     spectrum = 2.0 * n * n * d + 25.0 * n**3 if len(counts) == 2 else 0.0
     if config.rule == "sst_projection":
         return found + spectrum + 2.0 * n * d * d + 30.0 * d**3
+    if _in_span(config, d, n):
+        return found + spectrum + 2.0 * n * n * d + 4.0 * n * d + 3.0 * n**3
     if config.rule == "sst" and config.fisher == "full":
-        solve = 2.0 * n * d * d + 2.0 * d**3 if d <= DENSE else STEPS * 4.0 * n * d
-        return found + spectrum + solve
-    if config.rule == "sst" and config.fisher == "global":
-        return found + spectrum + 2.0 * n * n * d
+        return found + spectrum + 2.0 * n * d * d + 2.0 * d**3
     blocks = 2.0 * n * p * q * q + p * q**3 if config.rule == "sst" and config.fisher == "block" else 0.0
     return found + spectrum + blocks

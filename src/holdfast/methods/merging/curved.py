@@ -13,10 +13,8 @@ from holdfast.core.errors import ConfigError, NumericsError
 from holdfast.curvature import fisher, gram
 from holdfast.methods.merging import maths
 from holdfast.methods.merging.config import MergingConfig
-from holdfast.methods.merging.evidence import Evidence
+from holdfast.methods.merging.evidence import Evidence, Lazily
 
-DENSE = 4096
-"""Coordinates up to which a full Fisher matrix is made."""
 Layer = tuple[str, Tensor, Sequence[Evidence]]
 """A layer's name, its cores ``M_tpq`` and its evidence."""
 
@@ -32,7 +30,7 @@ def merged_cores(config: MergingConfig, weights: Sequence[float], layers: Sequen
     if config.rule == "sst_projection":
         return _projections(config, weights, layers)
     if config.rule == "sst" and config.fisher == "global":
-        return _global_mean(config, weights_t, layers)
+        return _span_mean(config, weights_t, layers, "all layers")
     mean = _regmean if config.rule == "regmean" else MEANS["diagonal" if config.rule == "fisher" else config.fisher]
     return {name: mean(config, weights_t, (name, M_tpq, seen)) for name, M_tpq, seen in layers}
 
@@ -53,18 +51,18 @@ def _regmean(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
 
 
 def _full(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
+    """In the span of the rows where these are fewer than the layer's coordinates: the same mean, with less work."""
     name, M_tpq, seen = layer
     phi_td, G_tnd = M_tpq.flatten(1), _gradients(seen)
-    if phi_td.shape[1] > DENSE:
-        return maths.sampled_mean(G_tnd, phi_td, weights_t, config.damping, name).reshape(M_tpq.shape[1:])
+    if sum(map(len, G_tnd)) < phi_td.shape[1]:
+        return _span_mean(config, weights_t, [layer], name)[name]
     F_tdd = torch.stack([fisher.full(G_nd) for G_nd in G_tnd])
     return maths.quadratic_mean(F_tdd, phi_td, weights_t, config.damping, name).reshape(M_tpq.shape[1:])
 
 
 def _block(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
     name, M_tpq, seen = layer
-    F_tpqq = torch.stack([fisher.block(G_nd, M_tpq.shape[1]) for G_nd in _gradients(seen)])
-    return maths.block_mean(F_tpqq, M_tpq, weights_t, config.damping, name)
+    return maths.block_mean(_gradients(seen), M_tpq, weights_t, config.damping, name)
 
 
 def _kfac(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
@@ -93,52 +91,55 @@ MEANS: Mapping[str, Callable[[MergingConfig, Tensor, Layer], Tensor]] = {
 """The weighted mean under each form of Fisher matrix, layer by layer."""
 
 
-def _global_mean(config: MergingConfig, weights_t: Tensor, layers: Sequence[Layer]) -> dict[str, Tensor]:
-    """All layers together, in the span of the samples: Fisher matrices with every entry between layers."""
-    device = layers[0][2][0].device
-    sizes_t = torch.tensor([len(G_nd) for G_nd in _gradients(layers[0][2])], device=device)
+def _span_mean(config: MergingConfig, weights_t: Tensor, layers: Sequence[Layer], what: str) -> dict[str, Tensor]:
+    """These layers together, in the span of the samples: Fisher matrices with every entry, also between layers."""
+    G_tnd = _gradients(layers[0][2])
+    device, of_n = G_tnd[0].device, maths.of_samples(G_tnd)
+    sizes_t = torch.tensor([len(G_nd) for G_nd in G_tnd], device=device)
     weights_t, count = weights_t.to(device), len(sizes_t)
     n, d = int(sizes_t.sum()), sum(M_tpq[0].numel() for _, M_tpq, _ in layers)
-    of_n = torch.repeat_interleave(torch.arange(count, device=device), sizes_t)
     K_nn = torch.zeros(n, n, dtype=torch.double, device=device)
     own_nt = torch.zeros(n, count, dtype=torch.double, device=device)
     for _, M_tpq, seen in layers:
-        G_nd = torch.cat(_gradients(seen)).double()
-        K_nn += G_nd @ G_nd.T
-        own_nt += G_nd @ M_tpq.flatten(1).double().T
+        phi_td = M_tpq.flatten(1)
+        for left, G_nc in maths.side_by_side(_gradients(seen), maths.COLUMNS):
+            K_nn += gram.inner_products([G_nc])
+            own_nt += G_nc @ phi_td[:, left : left + G_nc.shape[1]].double().T
     eps_t = config.damping * torch.stack([K_nn.diagonal()[of_n == t].mean() / d for t in range(count)])
     eps = float(eps_t @ weights_t)
     if not eps > 0:
         raise NumericsError(
-            f"Fisher matrices of all layers do not decide the merge: got a weighted damping of {eps:.3g}, expected "
+            f"Fisher matrices of {what} do not decide the merge: got a weighted damping of {eps:.3g}, expected "
             "more than 0. Do: give rows with gradients, and weights of 0 or more."
         )
     shares_t = eps_t * weights_t / eps
     asked_n = own_nt.gather(1, of_n[:, None])[:, 0] - own_nt @ shares_t
-    w_n = (weights_t / sizes_t)[of_n]
-    gamma_n = gram.gram_solve(K_nn, w_n, asked_n, damping=eps)
+    gamma_n = gram.gram_solve(K_nn, (weights_t / sizes_t)[of_n], asked_n, damping=eps)
     merged = {}
     for name, M_tpq, seen in layers:
-        moved_d = torch.cat(_gradients(seen)).double().T @ gamma_n
-        start_pq = torch.einsum("t,tpq->pq", shares_t, M_tpq.double())
-        merged[name] = start_pq + moved_d.reshape(start_pq.shape)
+        moved_d = torch.cat([G_nc.T @ gamma_n for _, G_nc in maths.side_by_side(_gradients(seen), maths.COLUMNS)])
+        merged[name] = torch.einsum("t,tpq->pq", shares_t, M_tpq.double()) + moved_d.reshape(M_tpq.shape[1:])
     return merged
 
 
-def with_parts(config: MergingConfig, layers: Sequence[Layer]) -> dict[str, tuple[Evidence, ...]]:
+def with_parts(config: MergingConfig, layers: Sequence[Layer]) -> dict[str, Sequence[Evidence]]:
     """By layer, the evidence with the part of the second adapter's change in the chosen directions of `sst_projection`.
 
     Raises:
         ConfigError: ``k`` is larger than the directions that a layer's safety rows use.
         NumericsError: damping is too small.
     """
-    found: dict[str, tuple[Evidence, ...]] = {}
+    found: dict[str, Sequence[Evidence]] = {}
     for number, (name, M_tpq, seen) in enumerate(_beside_evidence(layers)):
         G_ud, G_sd = _gradients(seen)
         keep = _keep(config, name, number, int(torch.linalg.matrix_rank(G_sd)))
         part_d = maths.projected(fisher.full(G_sd), fisher.full(G_ud), M_tpq[1].flatten(), config.damping, keep)
-        found[name] = (seen[0], replace(seen[1], part=part_d.reshape(M_tpq.shape[1:])))
+        found[name] = Lazily([partial(seen.__getitem__, 0), partial(_with_part, seen, part_d.reshape(M_tpq.shape[1:]))])
     return found
+
+
+def _with_part(seen: Sequence[Evidence], part_pq: Tensor) -> Evidence:
+    return replace(seen[1], part=part_pq)
 
 
 def _projections(config: MergingConfig, weights: Sequence[float], layers: Sequence[Layer]) -> dict[str, Tensor]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from holdfast.curvature.fisher import core_factors, core_gradients
+from holdfast.curvature.fisher import core_factors, core_gradients, stream_core_gradients
 from holdfast.data.batches import Encoded
 from holdfast.layers.adapters import Adapter, added
 from holdfast.layers.core_space import CoreSpace
 from holdfast.methods.merging.config import MergingConfig, Point
+from holdfast.methods.merging.scratch import Scratch
 from holdfast.models.load import LoadedModel
+
+HELD_BYTES = 2 * 2**30
+"""Gradients up to this size stay in memory, on the model's device; larger ones go to a temporary file."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -39,21 +45,53 @@ class Evidence:
         return found.device
 
 
+class Lazily(Sequence[Evidence]):
+    """Evidence that is made anew each time that it is looked at: what is mapped from disk is let go in between."""
+
+    def __init__(self, makers: Sequence[Callable[[], Evidence]]) -> None:
+        self._makers = tuple(makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    @overload
+    def __getitem__(self, place: int) -> Evidence: ...
+    @overload
+    def __getitem__(self, place: slice) -> Lazily: ...
+    def __getitem__(self, place: int | slice) -> Evidence | Lazily:
+        return Lazily(self._makers[place]) if isinstance(place, slice) else self._makers[place]()
+
+    @classmethod
+    def of(cls, *parts: Sequence[Evidence]) -> Lazily:
+        """The evidence of several, one after another."""
+        return cls([partial(part.__getitem__, place) for part in parts for place in range(len(part))])
+
+
+def gradient_bytes(rows: int, coordinates: int) -> int:
+    """Of so many rows on all layers, in float32."""
+    return 4 * rows * coordinates
+
+
 def gather(
     config: MergingConfig,
     loaded: LoadedModel,
     adapters: Sequence[Adapter],
     rows: Sequence[Sequence[Encoded]],
     spaces: Mapping[str, CoreSpace],
-) -> dict[str, tuple[Evidence, ...]]:
+) -> dict[str, Sequence[Evidence]]:
     """By layer, the evidence of each adapter's rows; the model is left as it was.
 
+    Gradients of more than `HELD_BYTES` are kept in a temporary file as long as anything here is.
+
     Raises:
-        DataError: an adapter has no rows, or a row without an answer.
+        DataError: an adapter has no rows, or a row without an answer; or the disk is full.
         NumericsError: a gradient is not finite.
     """
-    found: dict[str, list[Evidence]] = {name: [] for name in spaces}
+    d = sum(space.left_op.shape[1] * space.right_iq.shape[1] for space in spaces.values())
     factored = config.rule == "regmean" or config.fisher == "kfac"
+    if not factored and gradient_bytes(sum(map(len, rows)), d) > HELD_BYTES:
+        return _on_disk(config, loaded, adapters, rows, spaces)
+    found: dict[str, list[Evidence]] = {name: [] for name in spaces}
     for number, own in enumerate(rows):
         with _at(config.point or _usual(config), loaded, adapters, number):
             if factored:
@@ -65,6 +103,29 @@ def gather(
                 for name, G_nd in core_gradients(loaded, own, spaces, labels=config.labels, seed=config.seed).items():
                     found[name].append(Evidence(gradients=G_nd))
     return {name: tuple(each) for name, each in found.items()}
+
+
+def _on_disk(
+    config: MergingConfig,
+    loaded: LoadedModel,
+    adapters: Sequence[Adapter],
+    rows: Sequence[Sequence[Encoded]],
+    spaces: Mapping[str, CoreSpace],
+) -> dict[str, Sequence[Evidence]]:
+    """Gradients that are written as they come, and read on the CPU a layer at a time."""
+    scratch = Scratch()
+    for number, own in enumerate(rows):
+
+        def take(name: str, numbers: Sequence[int], G_bd: Tensor, t: int = number, count: int = len(own)) -> None:
+            scratch.write((name, t), count, numbers, G_bd)
+
+        with _at(config.point or _usual(config), loaded, adapters, number):
+            stream_core_gradients(loaded, own, spaces, take, labels=config.labels, seed=config.seed)
+
+    def read(name: str, t: int) -> Evidence:
+        return Evidence(gradients=scratch.read((name, t)))
+
+    return {name: Lazily([partial(read, name, t) for t in range(len(rows))]) for name in spaces}
 
 
 def _usual(config: MergingConfig) -> Point:

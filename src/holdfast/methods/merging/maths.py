@@ -1,7 +1,8 @@
 r"""Merges that know what each adapter's data needs: pure functions of core coordinates.
 
 Letters in names: ``t`` adapters, ``d`` core coordinates of one layer, which are the entries of its ``M_pq`` row by
-row; ``p`` outputs and ``q`` inputs of the core space; ``k`` kept directions. Everything is computed in float64.
+row; ``p`` outputs and ``q`` inputs of the core space; ``n`` samples; ``c`` some of the coordinates or outputs; ``k``
+kept directions. Everything is computed in float64.
 
 A Fisher matrix says how fast the loss on an adapter's own rows grows around that adapter. The merge that loses least
 on all of these quadratic models is their weighted mean,
@@ -10,7 +11,7 @@ on all of these quadratic models is their weighted mean,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from holdfast.curvature.subspaces import oblique, soft_weights
 
 STEPS = 5000
 """Products at most when a mean is found by conjugate gradients."""
+COLUMNS = 4096
+"""Coordinates of the samples that are in float64 at a time."""
 
 
 def damped(F_dd: Tensor, damping: float) -> Tensor:
@@ -40,12 +43,12 @@ def quadratic_mean(F_tdd: Tensor, phi_td: Tensor, weights_t: Tensor, damping: fl
 
     Args:
         F_tdd: Symmetric, positive semi-definite, ``(t, d, d)``.
-        phi_td: ``(t, d)``.
+        phi_td: ``(t, d)``; or ``(t, d, m)``, ``m`` points with the same matrices.
         weights_t: At least 0, one of them more.
         damping: Relative to each matrix' own mean eigenvalue.
         name: What the matrices are of, for messages.
     Returns:
-        ``phi_d`` in float64.
+        ``phi_d``, or ``phi_dm``, in float64.
     Raises:
         NumericsError: the sum is not positive definite.
     Reference:
@@ -68,7 +71,7 @@ def quadratic_mean(F_tdd: Tensor, phi_td: Tensor, weights_t: Tensor, damping: fl
             f"Fisher matrices of {name} do not decide the merge: got a smallest eigenvalue of {smallest:.3g} in their "
             f"weighted sum with damping {damping:g}, expected more than 0. Do: raise damping, or give more rows."
         )
-    return torch.cholesky_solve(wanted_d[:, None], factor_dd)[:, 0]
+    return torch.cholesky_solve(wanted_d.reshape(len(wanted_d), -1), factor_dd).reshape(wanted_d.shape)
 
 
 def diagonal_mean(F_td: Tensor, phi_td: Tensor, weights_t: Tensor, damping: float, name: str = "a layer") -> Tensor:
@@ -92,26 +95,57 @@ def diagonal_mean(F_td: Tensor, phi_td: Tensor, weights_t: Tensor, damping: floa
     return (weighted_td * phi_td.double()).sum(0) / whole_d
 
 
-def block_mean(F_tpqq: Tensor, M_tpq: Tensor, weights_t: Tensor, damping: float, name: str = "a layer") -> Tensor:
+def side_by_side(G_tnd: Sequence[Tensor], width: int) -> Iterator[tuple[int, Tensor]]:
+    """The samples of all adapters in float64, ``width`` coordinates at a time: the first one's number, and ``G_nc``."""
+    for left in range(0, G_tnd[0].shape[1], width):
+        yield left, torch.cat([G_nd[:, left : left + width] for G_nd in G_tnd]).double()
+
+
+def of_samples(G_tnd: Sequence[Tensor]) -> Tensor:
+    """The number of the adapter whose sample each is, ``(n,)``."""
+    sizes_t = torch.tensor([len(G_nd) for G_nd in G_tnd], device=G_tnd[0].device)
+    return torch.repeat_interleave(torch.arange(len(sizes_t), device=sizes_t.device), sizes_t)
+
+
+def block_mean(
+    G_tnd: Sequence[Tensor], M_tpq: Tensor, weights_t: Tensor, damping: float, name: str = "a layer"
+) -> Tensor:
     """`quadratic_mean` of each core output by itself: Fisher matrices with a block for each row of ``M``.
 
+    A few outputs are looked at together, so that memory is that of `COLUMNS` coordinates of the samples and of their
+    blocks, whatever ``p`` is.
+
     Args:
-        F_tpqq: Blocks, ``(t, p, q, q)``; damping is relative to the mean eigenvalue of all of an adapter's blocks.
+        G_tnd: Per-sample gradients of each adapter's rows, ``(n, d)``; damping is relative to the mean eigenvalue of
+            all of an adapter's blocks.
     Returns:
         ``M_pq`` in float64.
+    Raises:
+        NumericsError: a block is not positive definite.
     """
-    weights_t = weights_t.double().to(F_tpqq.device)
-    eps_t = damping * F_tpqq.double().diagonal(dim1=-2, dim2=-1).mean((1, 2))
-    eye_qq = torch.eye(F_tpqq.shape[-1], dtype=torch.double, device=F_tpqq.device)
-    weighted_tpqq = weights_t[:, None, None, None] * (F_tpqq.double() + eps_t[:, None, None, None] * eye_qq)
-    wanted_pq = torch.einsum("tpqr,tpr->pq", weighted_tpqq, M_tpq.double())
-    factors_pqq, failed = torch.linalg.cholesky_ex(weighted_tpqq.sum(0))
-    if bool(failed.any()):
+    (p, q), of_n = M_tpq.shape[1:], of_samples(G_tnd)
+    weights_t, wide_tpq = weights_t.double().to(M_tpq.device), M_tpq.double()
+    energy_t = torch.stack([torch.linalg.vector_norm(G_nd, dim=1).double().square().sum() for G_nd in G_tnd])
+    floor_t = weights_t * damping * energy_t / torch.tensor([G_nd.numel() for G_nd in G_tnd], device=M_tpq.device)
+    w_n = (weights_t / torch.bincount(of_n, minlength=len(weights_t)))[of_n]
+    damping_qq = floor_t.sum() * torch.eye(q, dtype=torch.double, device=M_tpq.device)
+    merged, failed = [], 0
+    for left, G_nc in side_by_side(G_tnd, max(1, COLUMNS // q) * q):
+        G_cnq = G_nc.reshape(len(G_nc), -1, q).transpose(0, 1)
+        own_tcq = wide_tpq[:, left // q : left // q + len(G_cnq)]
+        asks_cnt = G_cnq @ own_tcq.permute(1, 2, 0)
+        asks_cn1 = asks_cnt.gather(2, of_n[None, :, None].expand(len(G_cnq), -1, 1))
+        weighted_cqn = (w_n[:, None] * G_cnq).mT
+        wanted_cq1 = weighted_cqn @ asks_cn1 + torch.einsum("t,tcq->cq", floor_t, own_tcq)[:, :, None]
+        factors_cqq, bad_c = torch.linalg.cholesky_ex(weighted_cqn @ G_cnq + damping_qq)
+        failed += int((bad_c > 0).sum())
+        merged.append(torch.cholesky_solve(wanted_cq1, factors_cqq)[:, :, 0])
+    if failed:
         raise NumericsError(
-            f"Fisher blocks of {name} do not decide the merge: {int((failed > 0).sum())} of {len(failed)} are not "
-            f"positive definite with damping {damping:g}. Do: raise damping, or give more rows."
+            f"Fisher blocks of {name} do not decide the merge: {failed} of {p} are not positive definite with damping "
+            f"{damping:g}. Do: raise damping, or give more rows."
         )
-    return torch.cholesky_solve(wanted_pq[:, :, None], factors_pqq)[:, :, 0]
+    return torch.cat(merged)
 
 
 def kronecker_mean(
@@ -148,51 +182,16 @@ def kronecker_mean(
         ),
         torch.zeros(()),
     )
-    found_d = _solved(whole, wanted_pq.reshape(-1), diagonal_pq.reshape(-1), 1e-8, name)
-    return found_d.reshape(M_tpq.shape[1:])
-
-
-def sampled_mean(
-    G_tnd: Sequence[Tensor], phi_td: Tensor, weights_t: Tensor, damping: float, name: str = "a layer"
-) -> Tensor:
-    """`quadratic_mean` of Fisher matrices ``G^T G / n`` that are never made: for many adapters, where ``d`` is large.
-
-    Args:
-        G_tnd: Per-sample gradients of each adapter's rows, ``(n, d)``.
-    Returns:
-        ``phi_d`` in float64.
-    Raises:
-        NumericsError: no evidence, or no convergence.
-    """
-    weights = [float(weight) for weight in weights_t]
-    eps = [damping * float(G_nd.double().square().sum()) / G_nd.numel() for G_nd in G_tnd]
-
-    def weighted(t: int, v_d: Tensor) -> Tensor:
-        G_nd = G_tnd[t]
-        curved_d = (G_nd.T @ (G_nd @ v_d.to(G_nd))).double() / len(G_nd)
-        return weights[t] * (curved_d + eps[t] * v_d)
-
-    def whole(v_d: Tensor) -> Tensor:
-        return sum((weighted(t, v_d) for t in range(len(weights))), torch.zeros_like(v_d))
-
-    wanted_d = sum((weighted(t, phi_d.double()) for t, phi_d in enumerate(phi_td)), torch.zeros(()))
-    diagonal_d = sum(
-        (weight * (G.double().square().mean(0) + e) for weight, G, e in zip(weights, G_tnd, eps, strict=True)),
-        torch.zeros(()),
-    )
-    return _solved(whole, wanted_d, diagonal_d, 1e-6, name)
-
-
-def _solved(apply: Callable[[Tensor], Tensor], b_d: Tensor, diagonal_d: Tensor, tolerance: float, name: str) -> Tensor:
-    """``M x = b`` with ``M``'s diagonal at hand, by conjugate gradients."""
-    if not bool((diagonal_d > 0).all()):
+    if not bool((diagonal_pq > 0).all()):
         raise NumericsError(
-            f"Fisher matrices of {name} do not decide the merge: got 0 or less for {int((diagonal_d <= 0).sum())} of "
-            f"{len(diagonal_d)} coordinates, expected more. Do: raise damping, or give rows with gradients."
+            f"Fisher matrices of {name} do not decide the merge: got 0 or less for {int((diagonal_pq <= 0).sum())} of "
+            f"{diagonal_pq.numel()} coordinates, expected more. Do: raise damping, or give rows with gradients."
         )
-    return conjugate_gradients(
-        apply, b_d, tolerance=tolerance, steps=STEPS, precondition=lambda v_d: v_d / diagonal_d.to(v_d)
+    diagonal_d = diagonal_pq.reshape(-1)
+    found_d = conjugate_gradients(
+        whole, wanted_pq.reshape(-1), steps=STEPS, precondition=lambda v_d: v_d / diagonal_d.to(v_d)
     )
+    return found_d.reshape(M_tpq.shape[1:])
 
 
 def input_mean(A_tqq: Tensor, M_tpq: Tensor, weights_t: Tensor, damping: float, name: str = "a layer") -> Tensor:
@@ -211,8 +210,7 @@ def input_mean(A_tqq: Tensor, M_tpq: Tensor, weights_t: Tensor, damping: float, 
         Jin et al., Dataless knowledge fusion by merging weights of language models (ICLR 2023); its shrinking of
         off-diagonal entries is replaced by damping.
     """
-    blocks_tpqq = A_tqq[:, None].expand(-1, M_tpq.shape[1], -1, -1)
-    return block_mean(blocks_tpqq, M_tpq, weights_t, damping, name)
+    return quadratic_mean(A_tqq, M_tpq.mT, weights_t, damping, name).mT
 
 
 def projected(

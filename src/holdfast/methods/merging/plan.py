@@ -54,7 +54,7 @@ class MergePlan:
 
     deltas: Mapping[str, tuple[LowRank, ...]]
     """An adapter that does not touch a layer has a zero delta there."""
-    evidence: Mapping[str, tuple[Evidence, ...]]
+    evidence: Mapping[str, Sequence[Evidence]]
     paths: Mapping[str, str]
     """By layer, the module path that PEFT files use."""
     config: MergingConfig

@@ -30,7 +30,7 @@ from holdfast.methods.merging import rivals
 from holdfast.methods.merging.apply import Merged
 from holdfast.methods.merging.config import MergingConfig
 from holdfast.methods.merging.curved import merged_cores
-from holdfast.methods.merging.evidence import Evidence, gather
+from holdfast.methods.merging.evidence import Evidence, Lazily, gather
 from holdfast.methods.merging.plan import Expert, MergePlan, Origin, chosen
 from holdfast.methods.merging.repair_config import WITH_ROWS, RepairConfig
 from holdfast.methods.merging.rivals import RIVALS, Seen
@@ -92,7 +92,7 @@ def repair_plan(
     names = chosen(config.layers, [expert])
     rows = _encoded(config, loaded, expert, safety_rows)
     pairs = {name: (adapter.deltas[name], missing(adapter.deltas[name].shape, adapter.deltas[name])) for name in names}
-    evidence: dict[str, tuple[Evidence, ...]] = {}
+    evidence: Mapping[str, Sequence[Evidence]] = {}
     seen: dict[str, Seen] = {}
     if config.method == "repair":
         evidence = _evidence(config, loaded, adapter, rows, pairs)
@@ -129,14 +129,14 @@ def _evidence(
     adapter: Adapter,
     rows: tuple[list[Encoded], list[Encoded]],
     pairs: Mapping[str, tuple[LowRank, LowRank]],
-) -> dict[str, tuple[Evidence, ...]]:
+) -> dict[str, Sequence[Evidence]]:
     """Gradients of utility rows at the adapter and of safety rows at a share of it, in its core space."""
     spaces = {name: CoreSpace.of(pair) for name, pair in pairs.items()}
     partly = replace(adapter, deltas={n: LowRank(d.A, config.point * d.B) for n, d in adapter.deltas.items()})
     merge = _as_merge(config)
     use = gather(merge.model_copy(update={"labels": config.labels}), loaded, [adapter], rows[:1], spaces)
     harm = gather(merge, loaded, [partly], rows[1:], spaces)
-    return {name: (*use[name], *harm[name]) for name in spaces}
+    return {name: Lazily.of(use[name], harm[name]) for name in spaces}
 
 
 def _encoded(
@@ -179,12 +179,10 @@ def repair(plan: RepairPlan) -> Merged:
 
 
 def _compromise(plan: RepairPlan, name: str, delta: LowRank, zero: LowRank) -> tuple[LowRank, float]:
-    """One layer by both Fisher matrices; in the span of the rows where these are fewer than its coordinates."""
+    """One layer by both Fisher matrices."""
     config, seen = _as_merge(plan.config), plan.pair.evidence[name]
     space = CoreSpace.of((delta, zero))
     M_tpq = torch.stack([space.core(delta), space.core(zero)])
-    if plan.config.fisher == "full" and sum(plan.pair.origin.n_rows) < M_tpq[0].numel():
-        config = config.model_copy(update={"fisher": "global"})  # of one layer: the same mean, found from the rows
     M_pq = merged_cores(config, config.weights, [(name, M_tpq, seen)])[name]
     lost = 0.0 if config.rank is None else truncation_error(M_pq, config.rank)
     return space.lift(M_pq.to(space.left_op), config.rank), lost
