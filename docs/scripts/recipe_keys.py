@@ -33,7 +33,7 @@ TABLES: dict[str, type[Config]] = {
     "task": TaskConfig,
     "lora": LoraConfig,
     "tokenizer": NewTokenizer,
-    "adapter": AdapterRows,
+    "adapters": AdapterRows,
     "select": Select,
     "dial": Dialled,
     "classifier": ClassifierJudge,

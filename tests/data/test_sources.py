@@ -278,3 +278,52 @@ def test_a_number_that_is_none_is_no_text(tmp_path: Path, number: str) -> None:
     path.write_text('{"prompt": "a", "answer": 42}\n{"prompt": "b", "answer": NUMBER}\n'.replace("NUMBER", number))
     with pytest.raises(DataError, match=r"rows row 2: column 'answer' holds the number -?(nan|inf), expected text"):
         load(path)
+
+
+def test_parts_of_a_file_share_no_group_and_are_all_of_it_together(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i}?", "answer": "Yes.", "group": f"g{i // 3}"} for i in range(300)]
+    path = write(tmp_path, "jsonl", rows)
+    bounds = [(0.0, 0.5), (0.5, 0.8), (0.8, 1.0)]
+    parts = [load(path, part=bound) for bound in bounds]
+    assert sorted(row.id for part in parts for row in part) == sorted(row.id for row in load(path))
+    groups = [{row.group for row in part} for part in parts]
+    assert not groups[0] & groups[1] | groups[1] & groups[2] | groups[0] & groups[2]
+    for found, (low, high) in zip(groups, bounds, strict=True):
+        share, spread = high - low, (100 * (high - low) * (1 - high + low)) ** 0.5
+        assert abs(len(found) - 100 * share) < 4 * spread
+
+
+def test_a_prompt_is_in_the_same_part_of_every_file_and_order(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i}?", "answer": f"{i}"} for i in range(40)]
+    (tmp_path / "other").mkdir()
+    ours = write(tmp_path, "jsonl", rows)
+    theirs = write(tmp_path / "other", "csv", [{**row, "answer": "No."} for row in reversed(rows)] + rows[:1])
+    first, second = ({row.messages for row in load(path, part=(0.2, 0.7))} for path in (ours, theirs))
+    assert first == second
+    assert 0 < len(first) < 40
+
+
+def test_rows_are_drawn_within_their_part(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl", [{"prompt": f"Question {i}?", "answer": "Yes."} for i in range(60)])
+    whole = {row.id for row in load(path, part=(0.0, 0.5))}
+    drawn = [load(path, part=(0.0, 0.5), rows=5, seed=seed) for seed in range(4)]
+    assert all(len(rows) == 5 and {row.id for row in rows} <= whole for rows in drawn)
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("part", [(0.5, 0.5), (0.6, 0.2), (-0.1, 0.5), (0.5, 1.5)])
+def test_a_part_that_is_no_stretch_is_refused(tmp_path: Path, part: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="part must be two shares between 0 and 1, the smaller one first"):
+        load(write(tmp_path, "jsonl"), part=part)
+
+
+def test_a_part_without_rows_is_an_error_and_the_lab_has_splits_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no row in part \[0.0, 1e-06\], got 9 rows in all"):
+        load(write(tmp_path, "jsonl"), part=(0.0, 1e-6))
+    with pytest.raises(ConfigError, match="source 'lab/arithmetic' does not use 'part'"):
+        load_examples(SourceConfig(source="lab/arithmetic", part=(0.0, 0.5)))
+
+
+def test_rows_without_a_part_are_written_as_before_it_was_a_key() -> None:
+    assert "part" not in SourceConfig(source="x.csv").model_dump()
+    assert SourceConfig(source="x.csv", part=(0.0, 0.5)).model_dump(mode="json")["part"] == [0.0, 0.5]

@@ -13,6 +13,7 @@ WITH_ROWS = [{"adapter": "lora1", "data": ["lab/textops"]}, {"adapter": "lora2",
 MERGE = {"do": "merge", "adapters": WITH_ROWS}
 SELECT = {"weights": [0.5, 2.0], "safety": ["lab/harmful"], "utility": ["lab/textops"], "drop": 0.1, "rows": 3}
 REPAIR = {"do": "repair", "adapter": "lora1", "utility": ["lab/textops"], "safety": ["lab/harmful"]}
+ADAPTER = {"do": "adapter", "source": "org/adapter"}
 RETENTION = {"do": "retention", "alone": {"p": "first"}, "rows": {"sst": ["second", "third"]}}
 FRONT = {"do": "front", "rows": {"p": "merged1", "q": "merged2"}, "reference": "p"}
 PLAIN = {
@@ -22,12 +23,13 @@ PLAIN = {
     "importance": IMPORTANCE,
     "mask": MASK,
     "table": TABLE,
+    "adapter": ADAPTER,
     "merge": MERGE,
     "repair": REPAIR,
     "front": FRONT,
+    "retention": RETENTION,
 }
 EARLIER = {
-    "retention": RETENTION,
     "basis": BASIS,
     "other": {**BASIS, "samples": 2},
     "scores": {"do": "importance", "of": "basis", "importance": "abs", "task": ["lab/textops"]},
@@ -124,6 +126,11 @@ KEYS: dict[str, dict[str, dict]] = {
         "reference": {"reference": "q"},
         "title": {"title": "Rows"},
     },
+    "adapter": {
+        "source": {"source": "org/second"},
+        "model": {"model": "org/other"},
+        "any_base": {"any_base": True},
+    },
     "merge": {
         "rule": {"rule": "regmean"},
         "layers": {"layers": ["q_proj"]},
@@ -149,6 +156,7 @@ KEYS: dict[str, dict[str, dict]] = {
         "raw_weights": {"rule": "sst_projection", "raw_weights": True},
         "model": {"model": {"source": "lab", "dtype": "bfloat16"}},
         "adapters": {"adapters": [{**WITH_ROWS[0], "data": ["lab/choice"]}, WITH_ROWS[1]]},
+        "any_base": {"adapters": [{**WITH_ROWS[0], "adapter": "org/one"}, WITH_ROWS[1]], "any_base": True},
         "select": {"select": SELECT},
         "batch_size": {"select": SELECT, "batch_size": 3},
     },
@@ -171,6 +179,7 @@ KEYS: dict[str, dict[str, dict]] = {
         "seed": {"seed": 9},
         "model": {"model": {"source": "lab", "dtype": "bfloat16"}},
         "adapter": {"adapter": "lora2"},
+        "any_base": {"adapter": "org/one", "any_base": True},
         "tuned": {"adapter": None, "tuned": "org/tuned"},
         "delta_rank": {"adapter": None, "tuned": "org/tuned", "delta_rank": 3},
         "utility": {"utility": ["lab/choice"]},
@@ -183,6 +192,10 @@ KEYS: dict[str, dict[str, dict]] = {
         "rows": {"rows": {"p": "merged2", "q": "merged1"}},
         "reference": {"reference": "q"},
     },
+    "retention": {
+        "alone": {"alone": {"p": "before"}},
+        "rows": {"rows": {"sst": ["second"]}},
+    },
 }
 """For each key the smallest change of a plain step in which it says something else than its default."""
 LORA = {"rank": 3, "alpha": 5.0, "dropout": 0.1, "targets": ["q_proj"]}
@@ -192,10 +205,7 @@ SOURCE = {
     "columns": {"prompt": "p"},
     "subset": "main",
     "split": "test",
-    "retention": {
-        "alone": {"alone": {"p": "before"}},
-        "rows": {"rows": {"sst": ["second"]}},
-    },
+    "part": (0.2, 0.5),
     "rows": 3,
     "at_most": 4,
     "seed": 2,

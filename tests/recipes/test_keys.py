@@ -254,5 +254,7 @@ def test_the_adapters_of_a_merge_are_read_with_their_rows_on_its_model(reached, 
         SourceConfig(source="lab/textops"),
     ]
     assert seen.merge[0][2] == ["one", "two"]
+    given = reached(recipe(MERGE, model="org/other", adapters=own, any_base=True)).adapters
+    assert [any_base for *_, any_base in given] == [True, True]
     made_here = reached(recipe(MERGE))
     assert [folder for folder, *_ in made_here.adapters] == [tmp_path / f"lora{n}" / "adapter" for n in (1, 2)]

@@ -252,7 +252,7 @@ def _make(
 ) -> tuple[list[Made], list[str]]:
     """Every adapter, written and read back, and what there is to say about them."""
     made: list[Made] = []
-    notes: list[str] = []
+    notes = [note for expert in experts for note in expert.notes]
     tick = Ticker()
     for rule, config in configs.items():
         for each, told in _of_rule(config, [job for job in jobs if job.rule == rule], loaded, experts):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from holdfast.core.config import Config
 from holdfast.core.errors import ConfigError, DataError, did_you_mean
@@ -40,6 +40,9 @@ class SourceConfig(Config):
     """Hub only: the configuration of the set, e.g. ``main``."""
     split: str = ""
     """Lab and hub: which split (default ``train``). A file: keep the rows whose own ``split`` says so."""
+    part: tuple[float, float] | None = None
+    """Files and hub: a stretch of the rows, ``[0, 0.6]`` for about the first 60 %, in the order of a hash of each row's
+    ``group``, or else of its prompt. Stretches that do not overlap share no prompt and no group."""
     rows: int | None = None
     """How many, drawn by ``seed`` and kept in order. Default: all (lab: 500). Fewer present is an error."""
     at_most: int | None = None
@@ -48,6 +51,14 @@ class SourceConfig(Config):
     """For the draw of rows, for lab generators and for pairing contexts with attacks."""
     attacks: str | None = None
     """BIPIA only: the JSON file of attack instructions. Default: ``text_attack_<train or test>.json`` near by."""
+
+    @model_serializer(mode="wrap")
+    def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``part`` out where there is none, so that runs from before it was a key can be resumed."""
+        written: dict[str, Any] = write(self)
+        if self.part is None:
+            written.pop("part", None)
+        return written
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +161,18 @@ def read_source(config: SourceConfig) -> Loaded:
 
 def _refuse_unused(config: SourceConfig) -> None:
     in_lab = config.source.startswith("lab/")
-    unused = [key for key in ("format", "columns", "subset", "attacks") if in_lab and getattr(config, key)]
+    unused = [key for key in ("format", "columns", "subset", "part", "attacks") if in_lab and getattr(config, key)]
     if config.attacks and config.format != "bipia":
         unused.append("attacks")
     if config.subset and Path(config.source).expanduser().exists():
         unused.append("subset")
     if unused:
         raise ConfigError(f"source {config.source!r} does not use {unused[0]!r}. Do: take it out.")
+    if config.part is not None and not 0 <= config.part[0] < config.part[1] <= 1:
+        raise ConfigError(
+            f"source {config.source!r}: part must be two shares between 0 and 1, the smaller one first, got "
+            f"{list(config.part)}. Do: give e.g. part: [0, 0.6]."
+        )
     for key in ("rows", "at_most"):
         if (count := getattr(config, key)) is not None and count < 1:
             raise ConfigError(f"{key} must be at least 1, got {count}. Do: leave it out for all rows.")
@@ -339,10 +355,31 @@ def _distinct(examples: list[Example]) -> list[Example]:
     return examples
 
 
+def _in_part(examples: list[Example], config: SourceConfig) -> list[Example]:
+    """Those whose place lies in ``part``; all of them without one."""
+    if config.part is None:
+        return examples
+    low, high = config.part
+    kept = [example for example in examples if low <= _place(example) < high]
+    if examples and not kept:
+        raise DataError(
+            f"{config.source} has no row in part {[low, high]}, got {len(examples)} rows in all. "
+            "Do: widen the part, or take a larger file."
+        )
+    return kept
+
+
+def _place(example: Example) -> float:
+    """Where a row stands between 0 and 1: the same for all rows of one group, and for one prompt in any file."""
+    key = example.group or json.dumps([(message.role, message.content) for message in example.messages])
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
 def _drawn(
     examples: list[Example], config: SourceConfig, hashes: Mapping[str, str], adapter: Format | None, split: str
 ) -> Loaded:
-    """The seeded subset of ``rows`` or ``at_most`` examples, in file order."""
+    """The seeded subset of ``rows`` or ``at_most`` examples of the part, in file order."""
+    examples = _in_part(examples, config)
     if not examples:
         raise DataError(f"{config.source} gave no examples, expected at least one. Do: check the file and its format.")
     kept = examples

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.core.files import sha256_of
+from holdfast.core.files import folder_atomically, sha256_of
 from holdfast.core.results import Artifact, Metric, Sample, StepRecord, Verdict
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.schema import TRAINED, Recipe
@@ -98,6 +98,23 @@ def made_by_step(recipe: Recipe, wanted: ModelConfig, out: Path) -> ModelConfig:
     merged = step_folder / BASE_FOLDER
     source = str(merged) if merged.exists() else base.source
     return base.model_copy(update=explicit | {"source": source, "adapter": str(step_folder / ADAPTER_FOLDER)})
+
+
+def keep_base(context: Context, base: ModelConfig, loaded: LoadedModel) -> None:
+    """`write_base` where an adapter is merged into the model, so that a later step finds it under the new adapter."""
+    if base.adapter is not None:
+        write_base(context, loaded)
+
+
+def write_base(context: Context, loaded: LoadedModel) -> None:
+    """Save the model that this step starts from, because no folder holds it: an earlier adapter is merged in, say."""
+    from holdfast.models.load import weights_of
+    from holdfast.models.sources import quiet
+
+    with folder_atomically(context.folder / BASE_FOLDER) as fresh, quiet():
+        loaded.model.save_pretrained(fresh)
+        loaded.save_tokenizer(fresh)
+    loaded.weights = weights_of(context.folder / BASE_FOLDER)
 
 
 def name_of(context: Context, loaded: LoadedModel) -> str:

@@ -10,8 +10,9 @@ from holdfast.core.config import report
 from holdfast.evaluation.judges.config import build_judge
 from holdfast.evaluation.tasks import TaskConfig
 from holdfast.recipes import planning
+from holdfast.recipes.adapter_step import AdapterStep
 from holdfast.recipes.checks import Checks, count_rows
-from holdfast.recipes.merge_needs import VALIDATION, merge_needs
+from holdfast.recipes.merge_needs import VALIDATION, merge_needs, stored_shapes
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.planning import FLOAT_BYTES
 from holdfast.recipes.schema import BasisStep, EvaluateStep, ImportanceStep, MaskStep, Recipe, TrainStep
@@ -124,6 +125,8 @@ def _needs(checks: Checks, step_id: str) -> StepNeeds | None:
         return _importance_needs(checks, step_id, step)
     if isinstance(step, MaskStep):
         return _mask_needs(checks, step_id, step)
+    if isinstance(step, AdapterStep):
+        return _adapter_needs(checks, step_id, step)
     if isinstance(step, MergeStep):
         return _merge_needs(checks, step_id, step)
     return StepNeeds(step_id, step.do, None, 0, {}, 0, 0)
@@ -184,6 +187,16 @@ def _mask_needs(checks: Checks, step_id: str, step: MaskStep) -> StepNeeds | Non
     disk = planning.mask_disk(layers, step)
     memory = RUNTIME_BYTES + (planning.HALVES + bool(scored.task)) * planning.scores_bytes(layers, scored) + disk
     return StepNeeds(step_id, step.do, None, 0, {}, memory, disk)
+
+
+def _adapter_needs(checks: Checks, step_id: str, step: AdapterStep) -> StepNeeds | None:
+    model, _ = checks.model(step_id)
+    if model is None:
+        return None
+    shapes = checks.tried(step_id, lambda: stored_shapes(step.source, model))
+    numbers = sum(rank * (outputs + inputs) for outputs, inputs, rank in (shapes or {}).values())
+    memory = RUNTIME_BYTES + model.weight_bytes + numbers * FLOAT_BYTES
+    return StepNeeds(step_id, step.do, model.parameters, 0, {}, memory, numbers * FLOAT_BYTES)
 
 
 def _merge_needs(checks: Checks, step_id: str, step: MergeStep) -> StepNeeds | None:

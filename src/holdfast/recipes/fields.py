@@ -11,7 +11,7 @@ from holdfast.data.sources import SourceConfig
 from holdfast.evaluation.tasks import SUITES, TaskConfig
 from holdfast.models.config import ModelConfig
 
-MODELS = ("train", "merge", "repair")
+MODELS = ("train", "adapter", "merge", "repair")
 """Kinds of step that leave a model, or an adapter of one."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import AdapterError, ConfigError, DataError
 from holdfast.evaluation.judges.config import build_judge
+from holdfast.recipes.adapter_step import AdapterStep
 from holdfast.recipes.checks import Checks, count_rows
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.schema import TrainStep
@@ -107,7 +108,9 @@ def _shapes(checks: Checks, step_id: str, adapter: str, model: Description) -> S
     """What an adapter changes: read from its folder, or told by the step that will make it."""
     maker = checks.recipe.steps.get(adapter)
     if maker is None:
-        return checks.tried(step_id, lambda: _stored(adapter, model))
+        return checks.tried(step_id, lambda: stored_shapes(adapter, model))
+    if isinstance(maker, AdapterStep):
+        return checks.tried(step_id, lambda: stored_shapes(maker.source, model))
     if isinstance(maker, TrainStep):
         rank, targets = maker.lora.rank, maker.lora.targets
         return checks.tried(step_id, lambda: _of_targets(model, rank, targets))
@@ -128,7 +131,12 @@ def _rank(maker: MergeStep, shape: Shape) -> int:
     return result_rank(maker.merging(), shape)
 
 
-def _stored(adapter: str, model: Description) -> Shapes:
+def stored_shapes(adapter: str, model: Description) -> Shapes:
+    """What an adapter from elsewhere changes, by layer.
+
+    Raises:
+        HoldfastError: it is not there, is no plain LoRA, or does not fit the base.
+    """
     from holdfast.layers.adapters import check_fit, read_peft
     from holdfast.layers.address import LayerMap
     from holdfast.models.sources import is_here, local_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from holdfast.core.config import Config
 from holdfast.data.sources import SourceConfig
@@ -80,6 +80,8 @@ class MergeStep(MergingConfig):
     """The base of the adapters; the recipe's ``model`` where it is left out."""
     adapters: tuple[Annotated[AdapterRows, BeforeValidator(_as_adapter)], ...] = Field(min_length=1)
     """The adapters in order, utility before safety."""
+    any_base: bool = False
+    """Take adapters from elsewhere that were made for another base, where they fit in shape; a note says so."""
     select: Select | None = None
     """How the last adapter's weight is chosen, whatever ``weights`` has for it."""
     batch_size: int = Field(default=64, ge=1)
@@ -108,3 +110,11 @@ class MergeStep(MergingConfig):
         """The rule and its settings alone, as the method wants them."""
         given = self.model_fields_set & set(MergingConfig.model_fields)
         return MergingConfig(**{name: getattr(self, name) for name in given})
+
+    @model_serializer(mode="wrap")
+    def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``any_base`` out where it is false, so that runs from before it was a key can be resumed."""
+        written: dict[str, Any] = write(self)
+        if not self.any_base:
+            written.pop("any_base", None)
+        return written

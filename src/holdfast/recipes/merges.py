@@ -23,6 +23,9 @@ def merge_problems(recipe: Recipe) -> list[str]:
 
 
 def _step_problems(recipe: Recipe, step_id: str) -> Iterator[str]:
+    step = recipe.steps[step_id]
+    if isinstance(step, MergeStep | RepairStep) and step.any_base and not _from_elsewhere(recipe, step):
+        yield f"steps.{step_id}.any_base: has no effect: no adapter of this step is from elsewhere. Take it out"
     for where, maker_id in _made_here(recipe, step_id):
         maker: Any = recipe.steps[maker_id]
         if isinstance(maker, TrainConfig) and maker.params == "full":
@@ -42,11 +45,16 @@ def _step_problems(recipe: Recipe, step_id: str) -> Iterator[str]:
 
 def _made_here(recipe: Recipe, step_id: str) -> Iterator[tuple[str, str]]:
     """Every place of the step that names an adapter, and the step that makes it."""
-    step: Any = recipe.steps[step_id]
-    named: list[tuple[str, str | None]] = []
-    if isinstance(step, MergeStep):
-        named = [(f"adapters.{place}.adapter", item.adapter) for place, item in enumerate(step.adapters)]
-    elif isinstance(step, RepairStep):
-        named = [("adapter", step.adapter)]
     earlier = list(recipe.steps)[: list(recipe.steps).index(step_id)]
-    yield from ((f"steps.{step_id}.{place}", name) for place, name in named if name is not None and name in earlier)
+    yield from ((f"steps.{step_id}.{at}", name) for at, name in _named(recipe.steps[step_id]) if name in earlier)
+
+
+def _from_elsewhere(recipe: Recipe, step: MergeStep | RepairStep) -> bool:
+    return any(name not in recipe.steps for _, name in _named(step))
+
+
+def _named(step: Any) -> list[tuple[str, str]]:
+    """Every place of a step that names an adapter, and the name."""
+    if isinstance(step, MergeStep):
+        return [(f"adapters.{place}.adapter", item.adapter) for place, item in enumerate(step.adapters)]
+    return [("adapter", step.adapter)] if isinstance(step, RepairStep) and step.adapter is not None else []

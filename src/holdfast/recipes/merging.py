@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.core.results import Metric, Verdict
 from holdfast.models.config import ModelConfig
-from holdfast.recipes.context import ADAPTER_FOLDER, Context, Outcome, artifact, name_of, resolve_model
+from holdfast.recipes.context import ADAPTER_FOLDER, Context, Outcome, artifact, keep_base, name_of, resolve_model
 from holdfast.recipes.merge_step import MergeStep, Select
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def merge(context: Context) -> Outcome:
     base = resolve_model(context.recipe, context.step_id, context.out)
     loaded = load_model(base)
     experts = _experts(context, step, base, loaded)
+    keep_base(context, base, loaded)
     began = time.perf_counter()
     made = plan.plan(step.merging(), loaded, experts)
     planned = time.perf_counter() - began
@@ -54,20 +55,26 @@ def merge(context: Context) -> Outcome:
         verdicts=split_half(spectra),
         artifacts=(artifact(context, folder),),
         curves=curves(spectra, selection),
-        notes=(*loaded.notes, *made.notes(), *_said(selection)),
+        notes=(*loaded.notes, *(note for each in experts for note in each.notes), *made.notes(), *_said(selection)),
         model_name=name_of(context, loaded),
         peak_bytes=peak_bytes(),
     )
 
 
 def _experts(context: Context, step: MergeStep, base: ModelConfig, loaded: LoadedModel) -> list[Expert]:
-    return [expert_of(context, item.adapter, item.data, base, loaded) for item in step.adapters]
+    return [expert_of(context, item.adapter, item.data, base, loaded, any_base=step.any_base) for item in step.adapters]
 
 
 def expert_of(
-    context: Context, adapter: str, data: Sequence[SourceConfig], base: ModelConfig, loaded: LoadedModel
+    context: Context,
+    adapter: str,
+    data: Sequence[SourceConfig],
+    base: ModelConfig,
+    loaded: LoadedModel,
+    *,
+    any_base: bool,
 ) -> Expert:
-    """An adapter of a step or in a folder, known to stand on the base, and its rows."""
+    """An adapter of a step or in a folder, known to stand on the base unless ``any_base``, and its rows."""
     from holdfast.data.sources import load_examples
     from holdfast.methods.merging.read import read_expert
     from holdfast.models.adapter import Base
@@ -84,7 +91,7 @@ def expert_of(
         adapter if made_here else folder.name,
         rows,
         Base(loaded.source, stored, loaded.weights),
-        any_base=base.adapter_base == "any",
+        any_base=any_base,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from holdfast.methods.merging.repair_config import WITH_ROWS, WITH_UNALIGNED, RepairConfig
 from holdfast.recipes.fields import MODELS, Model, Source
@@ -37,6 +37,8 @@ class RepairStep(RepairConfig):
     """The base of the fine-tuning; the recipe's ``model`` where it is left out."""
     adapter: str | None = None
     """What is repaired: id of the step that made it, or a PEFT folder."""
+    any_base: bool = False
+    """Take an adapter from elsewhere that was made for another base, where it fits in shape; a note says so."""
     tuned: Model | None = None
     """In its place, a fully fine-tuned model: its change is cut to ``delta_rank`` and repaired as an adapter."""
     delta_rank: int = Field(default=64, ge=1)
@@ -96,3 +98,11 @@ class RepairStep(RepairConfig):
         """The method and its settings alone."""
         given = self.model_fields_set & set(RepairConfig.model_fields)
         return RepairConfig(**{name: getattr(self, name) for name in given})
+
+    @model_serializer(mode="wrap")
+    def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``any_base`` out where it is false, so that runs from before it was a key can be resumed."""
+        written: dict[str, Any] = write(self)
+        if not self.any_base:
+            written.pop("any_base", None)
+        return written

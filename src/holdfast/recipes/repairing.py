@@ -13,6 +13,7 @@ from holdfast.recipes.context import (
     Context,
     Outcome,
     artifact,
+    keep_base,
     made_by_step,
     name_of,
     resolve_model,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from holdfast.methods.merging.repair import RepairPlan
     from holdfast.methods.merging.select import Selection
     from holdfast.methods.merging.spectrum import Spectrum
+    from holdfast.models.config import ModelConfig
     from holdfast.models.load import LoadedModel
 
 
@@ -52,9 +54,11 @@ def repair(context: Context) -> Outcome:
 
     step = context.recipe.steps[context.step_id]
     assert isinstance(step, RepairStep)
-    loaded = load_model(resolve_model(context.recipe, context.step_id, context.out))
+    base = resolve_model(context.recipe, context.step_id, context.out)
+    loaded = load_model(base)
     tuned = None if step.tuned is None else load_model(made_by_step(context.recipe, step.tuned, context.out))
-    expert = _expert(context, step, loaded, tuned)
+    expert = _expert(context, step, base, loaded, tuned)
+    keep_base(context, base, loaded)
     plan = _planned(context, step, loaded, expert)
     chosen = _chosen(context, step, loaded, plan, tuned) if step.select is not None else None
     plan = plan if chosen is None else chosen.plan
@@ -73,13 +77,15 @@ def repair(context: Context) -> Outcome:
         verdicts=split_half(spectra, "repair"),
         artifacts=(artifact(context, folder),),
         curves=curves(spectra, selection),
-        notes=(*loaded.notes, *plan.notes(), *_of_tuned(expert.adapter), *_said(step, selection)),
+        notes=(*loaded.notes, *expert.notes, *plan.notes(), *_of_tuned(expert.adapter), *_said(step, selection)),
         model_name=name_of(context, loaded),
         peak_bytes=peak_bytes(),
     )
 
 
-def _expert(context: Context, step: RepairStep, loaded: LoadedModel, tuned: LoadedModel | None) -> Expert:
+def _expert(
+    context: Context, step: RepairStep, base: ModelConfig, loaded: LoadedModel, tuned: LoadedModel | None
+) -> Expert:
     """What is repaired, and its rows."""
     from holdfast.data.sources import load_examples
     from holdfast.methods.merging.plan import Expert
@@ -89,8 +95,7 @@ def _expert(context: Context, step: RepairStep, loaded: LoadedModel, tuned: Load
         rows = [row for source in step.utility for row in load_examples(source)]
         return Expert(tuned.name, delta_of(loaded, tuned, step.delta_rank), rows)
     assert step.adapter is not None
-    base = resolve_model(context.recipe, context.step_id, context.out)
-    return expert_of(context, step.adapter, step.utility, base, loaded)
+    return expert_of(context, step.adapter, step.utility, base, loaded, any_base=step.any_base)
 
 
 def _planned(context: Context, step: RepairStep, loaded: LoadedModel, expert: Expert) -> RepairPlan:

@@ -14,14 +14,16 @@ from holdfast.evaluation.tasks import TaskConfig, choose_tasks
 from holdfast.methods.rotation.baselines.config import BaselineConfig, Control, check
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig
 from holdfast.models.config import ModelConfig
+from holdfast.recipes.adapter_step import AdapterStep
 from holdfast.recipes.fields import MODELS, Model, NamedTask, Source, Suites, as_source
 from holdfast.recipes.holds import hold_problems
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.merges import merge_problems
 from holdfast.recipes.references import as_list, reference_problems
 from holdfast.recipes.repair_step import RepairStep
-from holdfast.recipes.seeds import expand_seeds, row_problems, with_seed
 from holdfast.recipes.retention_step import RetentionStep
+from holdfast.recipes.seeds import expand_seeds, row_problems, with_seed
+from holdfast.recipes.values import fill_values
 from holdfast.training.config import TrainConfig
 
 TRAINED = "trained"
@@ -254,6 +256,7 @@ Step = Annotated[
     | BasisStep
     | ImportanceStep
     | MaskStep
+    | AdapterStep
     | MergeStep
     | RepairStep
     | FrontStep
@@ -275,6 +278,9 @@ class Recipe(Config):
     """Seed of every step that does not set its own."""
     seeds: tuple[int, ...] | None = None
     """A step with ``{seed}`` in its id is made once for each of these; ``--quick`` uses the first. Gone once made."""
+    values: dict[str, Any] | None = None
+    """Texts, numbers or lists by name, each put in place of ``{name}`` wherever it stands; ``--set values.name=...``
+    changes it everywhere. Gone once put in."""
     model: Model | None = None
     """The model of every step that does not name one."""
     steps: dict[str, Step] = Field(min_length=1)
@@ -330,8 +336,9 @@ def parse_recipe(document: Mapping[str, Any], file: str) -> Recipe:
     Raises:
         ConfigError: Every problem of the recipe, one a line.
     """
-    expanded = expand_seeds(document, STEP_TYPES)
-    problems = expanded.problems
+    filled = fill_values(document)
+    expanded = expand_seeds(filled.document, STEP_TYPES)
+    problems = [*filled.problems, *expanded.problems]
     recipe = None
     try:
         recipe = Recipe.model_validate(with_seed(expanded.document, STEP_TYPES))
@@ -348,6 +355,7 @@ def parse_recipe(document: Mapping[str, Any], file: str) -> Recipe:
 
 def quickened(document: Mapping[str, Any]) -> dict[str, Any]:
     """The same recipe with fewer rows and steps: each step's ``quick`` block, or else a general cap; and one seed."""
+    document = fill_values(document).document
     steps = {}
     for step_id, step in document["steps"].items():
         changes = step.get("quick") or _general_cap(step)

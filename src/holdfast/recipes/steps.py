@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from holdfast.core.files import folder_atomically
 from holdfast.core.results import Metric, Sample
 from holdfast.evaluation.tasks import TASKS
-from holdfast.recipes import front, merging, processes, repairing, retention, rotation, table
+from holdfast.recipes import adapting, front, merging, processes, repairing, retention, rotation, table
 from holdfast.recipes.context import (
-    BASE_FOLDER,
     LOG_FILE,
     TOKENIZER_FOLDER,
     Context,
@@ -20,6 +19,7 @@ from holdfast.recipes.context import (
     artifact,
     name_of,
     resolve_model,
+    write_base,
 )
 from holdfast.recipes.schema import CompareStep, EvaluateStep, NewTokenizer, TrainStep
 
@@ -49,7 +49,7 @@ def _train(context: Context) -> Outcome:
         processes.on_main(lambda: _new_tokenizer(context, wanted, rows))
     loaded = load_model(config)
     if (config.adapter is not None and step.params != "full") or rotation.starts_in_no_folder(step, config):
-        processes.on_main(lambda: _keep_base(context, loaded))
+        processes.on_main(lambda: write_base(context, loaded))
     if step.baseline is not None and step.constraint is None:
         result = rotation.baseline(context, step, loaded, rows, validation or None)
     else:
@@ -82,17 +82,6 @@ def _trained(context: Context, loaded: LoadedModel, result: TrainResult) -> Outc
         model_name=name_of(context, loaded),
         peak_bytes=result.peak_bytes,
     )
-
-
-def _keep_base(context: Context, loaded: LoadedModel) -> None:
-    """Save the model that this step starts from, because no folder holds it: an earlier adapter is merged in, say."""
-    from holdfast.models.load import weights_of
-    from holdfast.models.sources import quiet
-
-    with folder_atomically(context.folder / BASE_FOLDER) as fresh, quiet():
-        loaded.model.save_pretrained(fresh)
-        loaded.save_tokenizer(fresh)
-    loaded.weights = weights_of(context.folder / BASE_FOLDER)
 
 
 def _new_tokenizer(context: Context, settings: NewTokenizer, rows: list[Example]) -> None:
@@ -179,7 +168,6 @@ def _compare(context: Context) -> Outcome:
     return Outcome(metrics=result.metrics, verdicts=result.verdicts, notes=result.notes)
 
 
-    "retention": retention.measure,
 EXECUTORS: dict[str, Callable[[Context], Outcome]] = {
     "train": _train,
     "evaluate": _evaluate,
@@ -188,8 +176,10 @@ EXECUTORS: dict[str, Callable[[Context], Outcome]] = {
     "importance": rotation.score,
     "mask": rotation.choose,
     "table": table.tabulate,
+    "adapter": adapting.take,
     "merge": merging.merge,
     "front": front.compare,
+    "retention": retention.measure,
     "repair": repairing.repair,
 }
 """How each kind of step runs, by the word that ``do`` has for it."""

@@ -30,6 +30,8 @@ class Expert:
     name: str
     adapter: Adapter
     rows: Sequence[Example] = ()
+    notes: tuple[str, ...] = ()
+    """What a record should say of it: that it was made for another base, say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from holdfast.data.examples import Example
@@ -19,11 +20,13 @@ def read_expert(
     Args:
         folder: A PEFT folder.
         name: What to call it in messages and records.
-        on: The base, where there is one; an adapter of another is refused unless ``any_base``.
+        on: The base, where there is one; an adapter of another is refused.
+        any_base: Take it for one of ``on``, whatever it was made for; a note of the expert says so.
     Raises:
         AdapterError: it cannot be read, is no plain LoRA, or was made for another base.
     """
     adapter = read_peft(folder)
-    if on is not None:
-        check_base(folder, on, any_base=any_base)
-    return Expert(name, adapter, rows)
+    notes = () if on is None else check_base(folder, on, any_base=any_base)
+    if on is not None and any_base:
+        adapter = replace(adapter, base=str(on.folder or on.source))
+    return Expert(name, adapter, rows, notes)
