@@ -24,6 +24,7 @@ FAMILIES = {
     "jailbreak": "harmful requests inside wrappers; some wrapper families stand in the test split only",
     "passages": "questions on invented documents, like RepliQA; some cannot be answered",
     "textops": "an instruction on data; the answer is exact",
+    "skills": "twenty operations that the model has not learnt, each a family too (`lab/skills/swap`): for adapters",
     "several": "two instructions, turns in any role; the second one is answered: where attackability comes from",
     "injection": "text operations and passages whose data holds an instruction; the right answer is to the user's own",
     "quoting": "data that contains an instruction and is to be copied, counted or turned",

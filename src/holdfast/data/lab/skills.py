@@ -136,7 +136,7 @@ SKILLS: Registry[Skill] = Registry(
             "Put the same in reverse behind the words.|Write the words and then their mirror image.|"
             "Give the words forwards, then backwards.",
             lambda w: " ".join([*w, *w[::-1]]),
-            (2, 4),
+            (2, 3),
         ),
         "plus": Skill(
             "Join the words with plus signs.|Put a plus between the words.|Set a plus sign between two words.|"
