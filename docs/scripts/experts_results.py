@@ -6,13 +6,13 @@ Usage: python docs/scripts/experts_results.py RUN_FOLDER
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pages import ROOT, put
 from tables import claims, grid, made_by, no_less, shown
 
-from holdfast.core.results import Metric, RunRecord
+from holdfast.core.results import Metric, RunRecord, StepRecord
 
 PAGE = ROOT / "docs" / "results" / "many_experts.md"
 TEXT = Path(__file__).with_name("experts_results.md")
@@ -22,38 +22,37 @@ Kept = Mapping[tuple[str, int], Metric]
 """Retention by rule and number of adapters."""
 
 
-def kept_of(run: RunRecord) -> Kept:
-    """The figures of the retention steps."""
+def kept_of(step: StepRecord) -> Kept:
+    """The figures of a retention step."""
     found = {}
-    for step in run.steps:
-        for metric in step.metrics if step.do == "retention" else ():
-            group = dict(part.split("=", 1) for part in metric.group.split(", ") if part)
-            if metric.name == "retention/mean":
-                found[group["row"], int(group["experts"])] = metric
+    for metric in step.metrics:
+        group = dict(part.split("=", 1) for part in metric.group.split(", ") if part)
+        if metric.name == "retention/mean":
+            found[group["row"], int(group["experts"])] = metric
     return found
 
 
-def best(kept: Kept, experts: int) -> tuple[str, Metric] | None:
-    """The rule that keeps most of so many adapters, by the mean."""
-    known = [
-        (metric.value, row) for (row, count), metric in kept.items() if count == experts and metric.value is not None
-    ]
-    if not known:
-        return None
-    row = max(known)[1]
-    return row, kept[row, experts]
+def rules_of(run: RunRecord, step: StepRecord) -> list[str]:
+    """Rows that merge steps made: the base beside them is none."""
+    steps = {each.id: each for each in run.steps}
+
+    def merged(ident: str) -> bool:
+        model = (steps[ident].config["model"] or {}).get("source")
+        return model in steps and steps[model].do == "merge"
+
+    return [row for row, ids in step.config["rows"].items() if all(merged(ident) for ident in ids)]
 
 
-def told(kept: Kept) -> str:
-    """What was to be shown, at the largest number of adapters."""
+def told(kept: Kept, rules: Sequence[str]) -> str:
+    """What was to be shown, at the largest number of adapters; the best rule is that of the highest mean."""
     most = max(count for _, count in kept)
-    rules = len({row for row, count in kept if count == most})
+    found = {rule: kept[rule, most] for rule in rules if (rule, most) in kept}
+    known = {rule: metric.value for rule, metric in found.items() if metric.value is not None}
     what = f"{most} adapters keep at least {KEPT:.0%} of single-task scores with the best rule"
-    found = best(kept, most)
-    if found is None:
+    if not known:
         return claims([(what, "-", None)])
-    row, metric = found
-    return claims([(what, f"{row}, the best of {rules}: {shown(metric)}", no_less(metric.value, KEPT))])
+    best = max(known, key=lambda rule: known[rule])
+    return claims([(what, f"{best}, the best of {len(found)}: {shown(found[best])}", no_less(known[best], KEPT))])
 
 
 def table_text(kept: Kept) -> str:
@@ -66,8 +65,10 @@ def table_text(kept: Kept) -> str:
 def main(folder: Path) -> int:
     """Write the page."""
     run = RunRecord.load(folder)
-    kept = kept_of(run)
-    tables = "\n\n".join([told(kept), table_text(kept), made_by(run)])
+    step = next(each for each in run.steps if each.do == "retention")
+    kept = kept_of(step)
+    seeds = f"Seeds: {max(len(ids) for ids in step.config['alone'].values())}."
+    tables = "\n\n".join([seeds, told(kept, rules_of(run, step)), table_text(kept), made_by(run)])
     return put(PAGE, TEXT.read_text(encoding="utf-8").replace("{tables}", tables))
 
 

@@ -202,14 +202,12 @@ def traded(table: Table, front: dict[tuple[str, str], Metric], cost: Cost) -> st
 
 def conditions(table: Table) -> str:
     """Numbers of the run that the text speaks of."""
-    step, *others = table.makers(OURS)
-    data = sum(source["rows"] for source in step.config["adapters"][0]["data"])
-    seeds = 1 + len(others)
-    few = " What is said of rules holds for these two adapters." if seeds == 1 else ""
-    prompts = table.figures[HARMFUL, BEFORE].n
-    return (
-        f"Seeds: {seeds}.{few} Test prompts a task: {prompts}. Rows of each adapter for rules that read rows: {data}."
-    )
+    steps = {step.id: step for step in table.run.steps}
+    adapters = table.makers(OURS)[0].config["adapters"]
+    trained = [(name, steps[each["adapter"]].config) for name, each in zip((UTILITY, SAFETY), adapters, strict=True)]
+    said = [f"{name.capitalize()} adapter: {had['steps']} steps of {had['batch_size']} rows." for name, had in trained]
+    rows = sum(source["rows"] for source in adapters[0]["data"])
+    return " ".join([table.size, *said, f"Rows of each adapter for rules that read rows: {rows}."])
 
 
 def main(folder: Path) -> int:

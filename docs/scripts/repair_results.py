@@ -63,7 +63,8 @@ def targets(table: Table, folder: Path) -> list[Target]:
             return no_less(None if value is None else -value, -OVER)
 
         def shows(row: str) -> str:
-            return f"{shown(from_before.figures.get((added, row)))}, {table.reference} {table.show(added)(row)}"
+            against = f"{table.show(added)(row)} against {table.reference}"
+            return f"{shown(from_before.figures.get((added, row)))} against {BEFORE}, {against}"
 
         what = f"{name} at most {OVER * 100:g} points above that before the poison"
         return Target(name, figure, what, shows, reached)
@@ -122,16 +123,18 @@ def ways(table: Table) -> str:
 
 
 def axes(tables: Mapping[str, Table]) -> dict[str, dict[str, Place]]:
-    """By what is varied, table and row of each value; a name like ``poison-30`` is the row's, or else the step's."""
+    """By what is varied, table and row of each value.
+
+    Both are in a name like ``poison-30``: of the row, or else of the table's step. Any other row names layers.
+    """
     found: dict[str, dict[str, Place]] = {}
     for step_id, table in tables.items():
         for row in table.rows:
             if row in (BEFORE, table.reference):
                 continue
-            named = row if row.partition("-")[0] in CENTRE else step_id
+            named = next((each for each in (row, step_id) if each.partition("-")[0] in CENTRE), f"layers-{row}")
             axis, _, value = named.partition("-")
-            if axis in CENTRE:
-                found.setdefault(axis, {})[value] = (table, row)
+            found.setdefault(axis, {})[value] = (table, row)
     step_id, row = CENTRE_AT
     if step_id in tables and row in tables[step_id].rows:
         for axis, values in found.items():
@@ -181,7 +184,7 @@ def mapped(tables: Mapping[str, Table], folders: Mapping[str, Path]) -> str:
         f"### {axis.capitalize()}\n\n{along(axis, values, wanted)}" if len(values) > 1 else f"{axis}: one value only."
         for axis, values in axes(tables).items()
     ]
-    runs = list(dict.fromkeys(made_by(table.run) for table in tables.values()))
+    runs = list(dict.fromkeys(f"{table.size} {made_by(table.run)}" for table in tables.values()))
     return "\n\n".join([*parts, *runs])
 
 
@@ -195,7 +198,7 @@ def main(folders: list[Path]) -> int:
     first, rest = "Not run yet.", "Not run yet."
     if WAYS in tables:
         table = tables.pop(WAYS)
-        first = "\n\n".join([claims(lines(table, lies[WAYS])), ways(table), made_by(table.run)])
+        first = "\n\n".join([table.size, claims(lines(table, lies[WAYS])), ways(table), made_by(table.run)])
     if tables:
         rest = mapped(tables, lies)
     return put(PAGE, TEXT.read_text(encoding="utf-8").replace("{ways}", first).replace("{map}", rest))

@@ -90,7 +90,7 @@ def main(folder: Path) -> int:
     """Write the page."""
     run = RunRecord.load(folder)
     (table,) = tables_of(run)
-    parts = [tables_text(table, folder), made_by(run)]
+    parts = [table.size, tables_text(table, folder), made_by(run)]
     return put(PAGE, TEXT.read_text(encoding="utf-8").replace("{tables}", "\n\n".join(parts)))
 
 

@@ -64,6 +64,13 @@ class Table:
         models = [(steps[name].config["model"] or {}).get("source") for name in self.step.config["rows"].get(row, ())]
         return [steps[name] for name in models if name in steps]
 
+    @property
+    def size(self) -> str:
+        """Seeds and prompts of the table."""
+        seeds = max(len(ids) for ids in self.step.config["rows"].values())
+        prompts = next(metric.n + metric.n_invalid for (_, row), metric in self.figures.items() if row == BEFORE)
+        return f"Seeds: {seeds}. Test prompts a task: {prompts}."
+
     def dials(self, row: str) -> str:
         """The value of the dial that each seed took."""
         taken = [m.value for step in self.makers(row) for m in step.metrics if m.name in DIALS and m.value is not None]
