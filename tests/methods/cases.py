@@ -127,6 +127,7 @@ CASES: dict[str, Case] = {
             "factors": {"fisher": "kfac", "labels": "sampled", "point": "mean", "weights": (1.0, 3.0)},
             "inputs": {"rule": "regmean", "samples": 3},
             "projection": {"rule": "sst_projection", "directions": "random", "k": 3, "seed": 3, "rank": 2},
+            "guarded": {"rule": "alignguard", "k": 2, "labels": "sampled", "seed": 3},
             "adapters alone": {"rule": "dare_ties", "density": 0.9},
         },
         rows=experts,

@@ -55,14 +55,15 @@ def logits(model: Any) -> Tensor:
 @rules
 def test_one_adapter_is_the_identity(rule: str) -> None:
     given = experts(tiny("llama"))
-    if rule in PAIRS:  # the safety adapter changes nothing
-        nothing = {name: LowRank(d.A, 0 * d.B) for name, d in given[1].adapter.deltas.items()}
-        given[1] = replace(given[1], adapter=replace(given[1].adapter, deltas=nothing))
+    alone = 1 if rule == "alignguard" else 0  # of the first it takes what the second's rows forbid
+    if rule in PAIRS:  # the other adapter changes nothing
+        nothing = {name: LowRank(d.A, 0 * d.B) for name, d in given[1 - alone].adapter.deltas.items()}
+        given[1 - alone] = replace(given[1 - alone], adapter=replace(given[1 - alone].adapter, deltas=nothing))
     else:
         given = given[:1]
     merged = merge(made(rule, given)).adapter
     for name, delta in merged.deltas.items():
-        whole = given[0].adapter.deltas[name].dense()
+        whole = given[alone].adapter.deltas[name].dense()
         if rule == "iso_c":
             U, s, Vh = torch.linalg.svd(whole, full_matrices=False)
             whole = s[:2].mean() * U[:, :2] @ Vh[:2]

@@ -61,7 +61,7 @@ def test_gradients_are_those_of_each_adapters_rows_at_the_point_that_was_asked_f
 
 
 def test_the_usual_point_is_each_adapters_own_and_for_a_projection_the_utility_adapter() -> None:
-    for rule, point in (("sst", "own"), ("fisher", "own"), ("sst_projection", "utility")):
+    for rule, point in (("sst", "own"), ("fisher", "own"), ("alignguard", "own"), ("sst_projection", "utility")):
         usual, named = (planned(tiny("llama"), rule=rule, **keys).evidence for keys in ({}, {"point": point}))
         for name, seen in usual.items():
             for mine, other in zip(seen, named[name], strict=True):
@@ -207,6 +207,7 @@ REFUSED: list[tuple[dict[str, Any], Callable[[], list[Expert]], type[HoldfastErr
         "rule sst_projection takes two adapters, utility and then safety: got 3",
     ),
     ({"rule": "safe_merge"}, lambda: experts(tiny("llama"))[:1], ConfigError, "rule safe_merge takes two adapters"),
+    ({"rule": "alignguard"}, lambda: experts(tiny("llama"))[:1], ConfigError, "rule alignguard takes two adapters"),
     (
         {"rule": "sst_projection", "k": 5},
         lambda: experts(tiny("llama")),

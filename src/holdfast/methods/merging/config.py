@@ -9,14 +9,15 @@ from pydantic import Field, model_validator
 from holdfast.core.config import Config
 from holdfast.core.errors import did_you_mean
 
-WITH_ROWS = ("regmean", "fisher", "sst", "sst_projection")
+WITH_ROWS = ("regmean", "fisher", "alignguard", "sst", "sst_projection")
 """Rules that read rows of each adapter; the others read the adapters alone (`holdfast.methods.merging.rules`)."""
-PAIRS = ("safe_merge", "sst_projection")
+PAIRS = ("safe_merge", "alignguard", "sst_projection")
 """Rules that take exactly two adapters: utility, then safety."""
 
 RuleName = Literal[
     "average", "task_arithmetic", "svd", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune", "breadcrumbs",
-    "della", "knots", "core_space_ties", "tsv", "iso_c", "safe_merge", "regmean", "fisher", "sst", "sst_projection",
+    "della", "knots", "core_space_ties", "tsv", "iso_c", "safe_merge", "regmean", "fisher", "alignguard", "sst",
+    "sst_projection",
 ]  # fmt: skip
 Form = Literal["full", "global", "block", "kfac", "diagonal", "gradient_variance", "topk"]
 Point = Literal["own", "base", "utility", "mean"]
@@ -49,6 +50,7 @@ READS: dict[str, frozenset[str]] = {
     "safe_merge": frozenset({"tau"}),
     "regmean": _EVIDENCE - {"labels"},
     "fisher": _EVIDENCE,
+    "alignguard": (_EVIDENCE - {"damping"}) | {"k"},
     "sst": _EVIDENCE | {"fisher", "share"},
     "sst_projection": _EVIDENCE | {"k", "tau", "directions", "layer_weights", "raw_weights"},
 }
@@ -67,7 +69,7 @@ class MergingConfig(Config):
     are left out get no change."""
     weights: tuple[float, ...] = ()
     """One for each adapter; all 1 where they are left out. What is summed is ``weight * delta``; in ``sst``, ``fisher``
-    and ``regmean`` they weigh the losses."""
+    and ``regmean`` they weigh the losses, and in ``alignguard`` the last weighs its penalties too."""
     rank: int | None = Field(default=None, ge=1)
     """Rank of the result. Left out: nothing is cut off where the rule allows that, else the sum of the ranks."""
     density: float | None = Field(default=None, gt=0, le=1)
@@ -104,8 +106,8 @@ class MergingConfig(Config):
     damping: float = Field(default=0.01, gt=0)
     """Added to every Fisher matrix, as a share of its mean eigenvalue."""
     k: int | None = Field(default=None, ge=1)
-    """``sst_projection``: how many directions of a layer are kept, at most as many as the safety rows use; half of
-    those where it is left out."""
+    """``sst_projection``: how many directions of a layer are kept. ``alignguard``: how many count as critical to
+    safety. At most as many as the safety rows use; half of those where it is left out."""
     directions: Literal["efficient", "random", "utility"] = "efficient"
     """``sst_projection``: those of most safety per utility, or the controls: random ones, and those that utility uses
     most."""

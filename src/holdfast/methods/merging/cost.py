@@ -150,7 +150,7 @@ def _solving_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int]) -
         return 3 * FLOAT * shape.entries if RULES[config.rule].space == "dense" else 4 * DOUBLE * d * len(shape.ranks)
     if _factored(config):
         return DOUBLE * 8 * (d + len(counts) * (p * p + q * q))
-    if config.rule == "sst_projection":
+    if config.rule in ("alignguard", "sst_projection"):
         return DOUBLE * 10 * d * d
     some = min(d, max(COLUMNS, q))
     if config.rule == "sst" and config.fisher == "block":
@@ -179,7 +179,7 @@ def _flops(config: MergingConfig, shape: Shape, counts: Sequence[int]) -> float:
     if _factored(config):
         return found + STEPS * 2.0 * len(counts) * d * (p + q)
     spectrum = 2.0 * n * n * d + 25.0 * n**3 if len(counts) == 2 else 0.0
-    if config.rule == "sst_projection":
+    if config.rule in ("alignguard", "sst_projection"):
         return found + spectrum + 2.0 * n * d * d + 30.0 * d**3
     if _in_span(config, d, n):
         return found + spectrum + 2.0 * n * n * d + 4.0 * n * d + 3.0 * n**3

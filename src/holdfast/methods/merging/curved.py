@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError, NumericsError
 from holdfast.curvature import fisher, gram
-from holdfast.methods.merging import maths
+from holdfast.methods.merging import alignguard, maths
 from holdfast.methods.merging.config import MergingConfig
 from holdfast.methods.merging.evidence import Evidence, Lazily
 
@@ -31,7 +31,7 @@ def merged_cores(config: MergingConfig, weights: Sequence[float], layers: Sequen
         return _projections(config, weights, layers)
     if config.rule == "sst" and config.fisher == "global":
         return _span_mean(config, weights_t, layers, "all layers")
-    mean = _regmean if config.rule == "regmean" else MEANS["diagonal" if config.rule == "fisher" else config.fisher]
+    mean = BY_RULE.get(config.rule) or MEANS[config.fisher]
     return {name: mean(config, weights_t, (name, M_tpq, seen)) for name, M_tpq, seen in layers}
 
 
@@ -91,6 +91,29 @@ MEANS: Mapping[str, Callable[[MergingConfig, Tensor, Layer], Tensor]] = {
 """The weighted mean under each form of Fisher matrix, layer by layer."""
 
 
+def _guarded(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
+    """Between the updates' own axes, for the collision of entries depends on the basis."""
+    name, M_tpq, seen = layer
+    U_pp, V_qq = alignguard.axes(M_tpq)
+    G_ud, G_sd = _gradients(seen)
+    k = _count(config, name, G_sd)
+    F_u, F_s = (
+        fisher.full((U_pp.T @ G_nd.double().reshape(-1, *M_tpq.shape[1:]) @ V_qq).flatten(1)) for G_nd in (G_ud, G_sd)
+    )
+    phi_td = (U_pp.T @ M_tpq.double() @ V_qq).flatten(1)
+    utility, safety = weights_t.tolist()
+    merged_d = alignguard.guarded(F_s, F_u, phi_td, (utility, safety), k, name)
+    return U_pp @ merged_d.reshape(M_tpq.shape[1:]) @ V_qq.T
+
+
+BY_RULE: Mapping[str, Callable[[MergingConfig, Tensor, Layer], Tensor]] = {
+    "regmean": _regmean,
+    "fisher": MEANS["diagonal"],
+    "alignguard": _guarded,
+}
+"""The rules that have no choice of form, layer by layer."""
+
+
 def _span_mean(config: MergingConfig, weights_t: Tensor, layers: Sequence[Layer], what: str) -> dict[str, Tensor]:
     """These layers together, in the span of the samples: Fisher matrices with every entry, also between layers."""
     G_tnd = _gradients(layers[0][2])
@@ -98,13 +121,17 @@ def _span_mean(config: MergingConfig, weights_t: Tensor, layers: Sequence[Layer]
     sizes_t = torch.tensor([len(G_nd) for G_nd in G_tnd], device=device)
     weights_t, count = weights_t.to(device), len(sizes_t)
     n, d = int(sizes_t.sum()), sum(M_tpq[0].numel() for _, M_tpq, _ in layers)
-    K_nn = torch.zeros(n, n, dtype=torch.double, device=device)
     own_nt = torch.zeros(n, count, dtype=torch.double, device=device)
-    for _, M_tpq, seen in layers:
-        phi_td = M_tpq.flatten(1)
-        for left, G_nc in maths.side_by_side(_gradients(seen), maths.COLUMNS):
-            K_nn += gram.inner_products([G_nc])
-            own_nt += G_nc @ phi_td[:, left : left + G_nc.shape[1]].double().T
+
+    def pieces() -> Iterator[Tensor]:
+        """All gradients, read once: what they have to do with the updates is summed as they pass."""
+        for _, M_tpq, seen in layers:
+            phi_td = M_tpq.flatten(1)
+            for left, G_nc in maths.side_by_side(_gradients(seen), maths.COLUMNS):
+                own_nt.addmm_(G_nc, phi_td[:, left : left + G_nc.shape[1]].double().T)
+                yield G_nc
+
+    K_nn = gram.inner_products(pieces())
     eps_t = config.damping * torch.stack([K_nn.diagonal()[of_n == t].mean() / d for t in range(count)])
     eps = float(eps_t @ weights_t)
     if not eps > 0:
@@ -132,7 +159,7 @@ def with_parts(config: MergingConfig, layers: Sequence[Layer]) -> dict[str, Sequ
     found: dict[str, Sequence[Evidence]] = {}
     for number, (name, M_tpq, seen) in enumerate(_beside_evidence(layers)):
         G_ud, G_sd = _gradients(seen)
-        keep = _keep(config, name, number, int(torch.linalg.matrix_rank(G_sd)))
+        keep = _keep(config, name, number, G_sd)
         part_d = maths.projected(fisher.full(G_sd), fisher.full(G_ud), M_tpq[1].flatten(), config.damping, keep)
         found[name] = Lazily([partial(seen.__getitem__, 0), partial(_with_part, seen, part_d.reshape(M_tpq.shape[1:]))])
     return found
@@ -153,19 +180,26 @@ def _projections(config: MergingConfig, weights: Sequence[float], layers: Sequen
     return merged
 
 
-def _keep(config: MergingConfig, name: str, number: int, rank: int) -> Callable[..., tuple[Tensor, Tensor]]:
-    """What is kept of a layer whose safety gradients span ``rank`` directions; no ratio tells the others apart."""
+def _keep(config: MergingConfig, name: str, number: int, G_sd: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What is kept of a layer, by its safety gradients."""
     if config.tau is not None:
         return partial(maths.soft, config.tau)
+    k = _count(config, name, G_sd)
+    if config.directions == "random":
+        return partial(maths.drawn, k, config.seed + number)
+    return partial(maths.first if config.directions == "efficient" else maths.most_used, k)
+
+
+def _count(config: MergingConfig, name: str, G_sd: Tensor) -> int:
+    """``k`` of a layer, at most the directions that safety gradients span: nothing tells the others apart."""
+    rank = int(torch.linalg.matrix_rank(G_sd))
     k = max(1, (rank + 1) // 2) if config.k is None else config.k
     if k > rank:
         raise ConfigError(
             f"k is larger than the evidence: got {k}, expected at most {rank}, the directions that the safety rows use "
             f"in {name}. Do: lower k, or give more safety rows."
         )
-    if config.directions == "random":
-        return partial(maths.drawn, k, config.seed + number)
-    return partial(maths.first if config.directions == "efficient" else maths.most_used, k)
+    return k
 
 
 def _layer_weights(config: MergingConfig, names: Sequence[str]) -> dict[str, float]:

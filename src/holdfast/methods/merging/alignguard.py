@@ -1,0 +1,140 @@
+r"""AlignGuard-LoRA as a merge rule, re-implemented: pure functions of core coordinates.
+
+Letters in names: ``d`` core coordinates of one layer, the entries of its ``M_pq`` row by row; ``k`` critical
+directions. Indices: ``u`` utility, ``s`` safety. Everything is computed in float64.
+
+**The paper** fine-tunes an aligned model. It splits the update ``D`` by the projector ``P`` on the leading eigenvectors
+of a Fisher matrix ``F`` of safety rows, into a critical part ``A = P D`` and a task part ``T = D - A``, and minimises
+
+.. math:: L_{task} + \lambda_A |F^{1/2} A|^2 + \lambda_T |H^{1/2} T|^2
+   + \lambda_{NC} (\alpha E_{RM} + (1-\alpha) E_{geo})
+
+with two penalties on collisions: the Riemannian overlap :math:`E_{RM} = \sum_j \eta_j |A_j| |T_j|`, where
+:math:`\eta_j = 1 + \beta\,\mathrm{sigmoid}(|D_j| - \tau)`, and the geodesic one
+:math:`E_{geo} = \langle A, T \rangle^2 / |A|^2 |T|^2`.
+
+**Ours**, as nothing is trained here. The aligned model is the base with the weighted safety update, and ``D`` is what
+becomes of the utility update on top of it:
+
+.. math:: \phi = w_s \phi_s + \arg\min_D |D - w_u \phi_u|^2 + \lambda_T |H^{1/2} Q (D - w_u \phi_u)|^2
+   + w_s (\lambda_A |F^{1/2} P D|^2 + \lambda_{NC} \alpha E_{RM}), \qquad Q = I - P
+
+- The distance to the utility update stands for the task loss, and the trust term is centred there: its task part was
+  trained already, and is what the merge keeps. ``H`` is the Fisher matrix of utility rows.
+- ``F`` and ``H`` are in units of their mean eigenvalue, so that they can be weighed against a distance.
+- ``w_s`` weighs the penalties too: without the safety adapter, the utility update is left as it is.
+- :math:`E_{geo}` is 0 for every ``D``, as ``P`` is orthogonal; it is left out.
+- Sizes in :math:`\eta_j` and :math:`\tau` are in units of the root mean square of the utility update, at which
+  :math:`\eta_j` is taken, so that larger adapters give a larger merge and nothing else.
+- The paper's entries are those of the dense weight. Here they are those of the core between `axes`, which do not depend
+  on how the adapters are factored.
+
+Terms and coefficients are as in the package alignment-risk, a public implementation of the penalties for training; the
+authors' own settings were not at hand.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import NumericsError
+
+CRITICAL, TRUST, COLLISION = 0.25, 0.5, 0.1
+"""The paper's ``lambda_A``, ``lambda_T`` and ``lambda_NC``."""
+BLEND, STEEPNESS, LARGE = 0.5, 4.0, 1.0
+"""Its ``alpha``, ``beta`` and, in our units, ``tau``."""
+ROUNDED = 0.01
+"""``|x|`` in the overlap is ``sqrt(x^2 + r^2)``, with ``r`` this share of the utility update's root mean square."""
+STEPS, TOLERANCE = 200, 1e-8
+"""Solves at most, and the relative change after which no other follows."""
+
+
+def axes(M_tpq: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthogonal ``U_pp`` and ``V_qq`` that belong to the updates themselves: principal axes of all of them together.
+
+    Turned coordinates ``U^T M V`` are the same in whichever orthonormal bases ``M`` is given, up to signs.
+    """
+    wide_tpq = M_tpq.double()
+    left_pp = torch.einsum("tpq,trq->pr", wide_tpq, wide_tpq)
+    right_qq = torch.einsum("tpq,tpr->qr", wide_tpq, wide_tpq)
+    return torch.linalg.eigh(left_pp)[1], torch.linalg.eigh(right_qq)[1]
+
+
+def guarded(
+    F_s: Tensor, F_u: Tensor, phi_td: Tensor, weights: tuple[float, float], k: int, name: str = "a layer"
+) -> Tensor:
+    """The safety update, and of the utility update what does not collide with it: the module's formula.
+
+    Each step replaces the overlap by the quadratic that touches it where the last step ended,
+    ``|A||T| <= (r A^2 + T^2 / r) / 2``, and solves; the loss falls in every step. For safety weights below 8 it has one
+    minimum.
+
+    Args:
+        F_s: Fisher matrix of safety rows, symmetric, ``(d, d)``.
+        F_u: Fisher matrix of utility rows.
+        phi_td: The utility update, then the safety update.
+        weights: Of the two, the second at least 0.
+        k: How many leading eigenvectors of ``F_s`` are critical.
+        name: What the matrices are of, for messages.
+    Returns:
+        ``phi_d`` in float64.
+    Raises:
+        NumericsError: a Fisher matrix is 0, the weight of safety is negative, or the steps do not converge.
+    Reference:
+        Das et al., AlignGuard-LoRA: Alignment-preserving fine-tuning via Fisher-guided decomposition and
+        Riemannian-geodesic collision regularization (2508.02079).
+    """
+    share = weights[1]
+    if not share >= 0:
+        raise NumericsError(f"cannot guard {name}: got a safety weight of {share:g}, expected 0 or more. Do: raise it.")
+    start_d, safety_d = weights[0] * phi_td[0].double(), share * phi_td[1].double()
+    if not bool(start_d.any()):
+        return safety_d
+    values_d, vectors_dd = torch.linalg.eigh(_in_units(F_s, f"safety rows of {name}"))
+    values_k, V_dk = values_d[-k:], vectors_dd[:, -k:]
+    P_dd = V_dk @ V_dk.T
+    eye_dd = torch.eye(len(P_dd), dtype=P_dd.dtype, device=P_dd.device)
+    near_dd = eye_dd + TRUST * (eye_dd - P_dd) @ _in_units(F_u, f"utility rows of {name}") @ (eye_dd - P_dd)
+    whole_dd = near_dd + share * CRITICAL * (V_dk * values_k) @ V_dk.T
+    return safety_d + _least(whole_dd, near_dd @ start_d, start_d, V_dk, share, name)
+
+
+def _least(whole_dd: Tensor, wanted_d: Tensor, start_d: Tensor, V_dk: Tensor, share: float, name: str) -> Tensor:
+    """Where ``D^T whole D - 2 D^T wanted`` and the weighted overlap are least together."""
+    size = float(start_d.square().mean().sqrt())
+    eta_d = 1 + STEEPNESS * torch.sigmoid(start_d.abs() / size - LARGE)
+    half_d, rounded = share * COLLISION * BLEND * eta_d / 2, (ROUNDED * size) ** 2
+    P_dd, D_d = V_dk @ V_dk.T, start_d
+    for _ in range(STEPS):
+        A_d = V_dk @ (V_dk.T @ D_d)
+        r_d = (((D_d - A_d).square() + rounded) / (A_d.square() + rounded)).sqrt()
+        steered_dd = whole_dd + _split(V_dk, P_dd, half_d * r_d, half_d / r_d)
+        moved_d = torch.cholesky_solve(wanted_d[:, None], torch.linalg.cholesky(steered_dd))[:, 0]
+        change = float((moved_d - D_d).norm() / start_d.norm())
+        D_d = moved_d
+        if change < TOLERANCE:
+            return D_d
+    raise NumericsError(
+        f"cannot guard {name}: after {STEPS} steps the update still changes by {change:.3g} of its norm, expected less "
+        f"than {TOLERANCE:g}. Do: lower the weight of the safety adapter, {share:g}."
+    )
+
+
+def _split(V_dk: Tensor, P_dd: Tensor, critical_d: Tensor, task_d: Tensor) -> Tensor:
+    """``P diag(critical) P + Q diag(task) Q``."""
+    crossed_dd = P_dd * task_d
+    inner_kk = V_dk.T @ ((critical_d + task_d)[:, None] * V_dk)
+    return task_d.diag() - crossed_dd - crossed_dd.T + V_dk @ inner_kk @ V_dk.T
+
+
+def _in_units(F_dd: Tensor, what: str) -> Tensor:
+    """In float64, over its mean eigenvalue."""
+    wide_dd = F_dd.double()
+    mean = float(wide_dd.diagonal().mean())
+    if not mean > 0:
+        raise NumericsError(
+            f"Fisher matrix of {what} does not decide the merge: got a mean eigenvalue of {mean:.3g}, expected more "
+            "than 0. Do: give rows with gradients, or leave the layer out."
+        )
+    return wide_dd / mean
