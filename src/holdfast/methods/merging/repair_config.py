@@ -27,7 +27,7 @@ class Dial:
 
 
 DIALS: dict[RepairMethod, Dial] = {
-    "repair": Dial("mu", (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
+    "repair": Dial("mu", (0.001, 0.01, 0.1, 1.0, 10.0)),
     "scale": Dial("factor", (0.9, 0.7, 0.5, 0.3, 0.1)),
     "safe_lora": Dial("threshold", (0.1, 0.2, 0.35, 0.5, 1.0)),
     "lox": Dial("alpha", (0.1, 0.3, 0.6, 1.25, 2.5)),
