@@ -23,8 +23,8 @@ from holdfast.curvature.subspaces import oblique, soft_weights
 
 STEPS = 5000
 """Products at most when a mean is found by conjugate gradients."""
-COLUMNS = 4096
-"""Coordinates of the samples that are in float64 at a time."""
+COLUMNS = 1024
+"""Coordinates of the samples that are in float64 at a time: few, as memory of tens of megabytes is not given back."""
 
 
 def damped(F_dd: Tensor, damping: float) -> Tensor:
