@@ -93,7 +93,7 @@ def tabled(
     asked = [
         step(each, "evaluate", model={"source": f"{row}-{seed}"}) for row in ids for seed, each in enumerate(ids[row])
     ]
-    config = {"before": f"{name}-before", "rows": ids, "reference": reference}
+    config: dict[str, Any] = {"before": f"{name}-before", "rows": ids, "reference": reference}
     return [*asked, step(name, "table", found.metrics, **config)]
 
 
@@ -133,7 +133,7 @@ def merging_run(folder: Path, curves: Mapping[str, Sequence[Marks]], taken: Mapp
 @pytest.fixture(scope="module")
 def won(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two seeds in which sst wins."""
-    curves = {"sst": GOOD, "task-arithmetic": POOR, "average": [GOOD[0]] * 3}
+    curves = {"sst": GOOD, "task-arithmetic": POOR, "average": [POOR[0]] * 3}
     return merging_run(tmp_path_factory.mktemp("won"), curves, dict.fromkeys(curves, 1), seeds=2)
 
 
@@ -148,7 +148,7 @@ def starting(claims: Mapping[str, tuple[str, str]], *words: str) -> tuple[str, s
     return found
 
 
-GOOD = [Marks(10, 10, 0, 0, 50), Marks(59, 58, 1, 1, 50), Marks(60, 60, 1, 1, 48)]
+GOOD = [Marks(10, 10, 0, 0, 50), Marks(59, 58, 1, 1, 49), Marks(60, 60, 1, 1, 48)]
 POOR = [Marks(6, 6, 0, 0, 45), Marks(30, 30, 0, 0, 35), Marks(60, 60, 0, 0, 15)]
 
 
@@ -158,7 +158,7 @@ def test_a_merge_that_wins_is_said_to_and_rules_not_run_are_named(script: Any, t
     for words in ("utility at most", "wrapped refusal", "over-refusal of", "jailbreak", "safety tax", "utility lost"):
         assert starting(claims, "sst: ", words)[1] == "yes", words
     measured, met = starting(claims, "task-arithmetic misses")
-    assert "utility (worse by .250 [" in measured
+    assert "utility (worse by .233 [" in measured
     assert "refusal (worse by .483 [" in measured
     assert met == "yes"
     assert starting(claims, "alignguard misses") == ("not in this run", "not told")
@@ -233,6 +233,8 @@ def test_what_is_undefined_has_a_reason_and_no_figure(script: Any, tmp_path: Pat
     assert "reaches 0.600, below 0.900" in reason
     some = composed.estimate(np.array([1.0, np.nan, 1.0, 2.0]), undefined="it broke")
     assert (some.value, some.low, some.reason) == (1.0, None, "no interval: it broke in 33 % of the resamples")
+    alike = composed.estimate(np.ones(4))
+    assert (alike.value, alike.low, alike.reason) == (1.0, None, "no interval: every resample says the same")
 
 
 ALIGNED, POISONED = Marks(60, 57, 0, 1, 20), Marks(0, 3, 0, 0, 50)

@@ -71,6 +71,8 @@ def estimate(draws: Array, reason: str = "", undefined: str = "it is undefined")
             float(draws[0]), None, None, f"no interval: {undefined} in {100 * share:.0f} % of the resamples"
         )
     low, high = (float(limit) for limit in np.quantile(defined, [TAIL, 1 - TAIL]))
+    if low == high:
+        return Estimate(float(draws[0]), None, None, "no interval: every resample says the same")
     return Estimate(float(draws[0]), low, high)
 
 
