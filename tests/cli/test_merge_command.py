@@ -156,7 +156,7 @@ def test_a_sweep_that_cannot_be_read_is_refused(words):
         _values(words)
 
 
-def test_plan_says_what_it_takes_and_writes_nothing(command, given, model, tmp_path):
+def test_plan_says_what_it_takes_and_writes_nothing(command, given, model, tmp_path, monkeypatch):
     rows = ["--utility", *words(given, "rows0.jsonl"), "--safety", *words(given, "rows1.jsonl")]
     asked = ["merge", *words(given, "A0", "A1"), *rows, "--base", str(model), "--rule", "sst,svd", "--plan"]
     weights = (model / "model.safetensors").read_bytes()
@@ -175,6 +175,11 @@ def test_plan_says_what_it_takes_and_writes_nothing(command, given, model, tmp_p
     sst, svd = found["rules"]
     assert sst["memory_bytes"] > svd["memory_bytes"] > 5e8
     assert {sst["time"], svd["time"]} == {"seconds"}
+    assert sst["scratch_bytes"] == svd["scratch_bytes"] == 0
+    monkeypatch.setattr("holdfast.methods.merging.cost.HELD_BYTES", 0)
+    sst, svd = json.loads(command(*asked, "--json")[1])["rules"]
+    assert sst["scratch_bytes"] > 4 * 12 * 14, "12 rows on 14 layers"
+    assert svd["scratch_bytes"] == 0
     command("merge", *words(given, "A0", "A1"), "--rule", "svd", "-o", str(tmp_path / "svd"))
     written = (tmp_path / "svd" / "adapter_model.safetensors").stat().st_size
     assert svd["disk_bytes"] <= written <= 1.2 * svd["disk_bytes"] + 4000

@@ -342,6 +342,7 @@ def _print_plan(
                 "folders": folders,
                 "memory_bytes": RUNTIME_BYTES + found.memory_bytes,
                 "disk_bytes": folders * found.disk_bytes,
+                "scratch_bytes": found.scratch_bytes,
                 "time": found.time,
             }
         )
@@ -352,9 +353,15 @@ def _print_plan(
     on = "no base" if model is None else f"{base}, {model.parameters:,} parameters"
     typer.echo(f"{len(adapters)} adapters of ranks {ranks[0]} to {ranks[-1]} on {on}; rows: {counts or 'none'}")
     print_table(
-        ("rule", "layers", "folders", "memory", "disk", "time"),
+        ("rule", "layers", "folders", "memory", "disk", "disk at work", "time"),
         [
-            (n["rule"], str(n["layers"]), str(n["folders"]), size(n["memory_bytes"]), size(n["disk_bytes"]), n["time"])
+            (
+                n["rule"],
+                str(n["layers"]),
+                str(n["folders"]),
+                *(size(n[f"{what}_bytes"]) for what in ("memory", "disk", "scratch")),
+                n["time"],
+            )
             for n in needs
         ],
     )

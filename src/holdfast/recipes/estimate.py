@@ -206,7 +206,7 @@ def _merge_needs(checks: Checks, step_id: str, step: MergeStep) -> StepNeeds | N
     tried = 0 if step.select is None else len(step.select.weights) + 1
     log = LOG_BYTES * tried * sum(n or 0 for name, n in rows.items() if name.endswith(VALIDATION))
     memory = RUNTIME_BYTES + cost.memory_bytes + (_cache_bytes(model, step.batch_size) if tried else 0)
-    return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, cost.disk_bytes + log)
+    return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, cost.disk_bytes + cost.scratch_bytes + log)
 
 
 def _cache_bytes(model: Description, batch_size: int) -> int:
