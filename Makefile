@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 
-.PHONY: help setup peers demo test test-slow lint types imports docs bench check lab
+.PHONY: help setup peers demo test test-slow lint types imports docs bench check lab experiments
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,5 +56,14 @@ bench: $(READY) ## speed and memory against peers, in one run
 
 lab: $(READY) ## train the lab model anew (one to two hours on two cores; resumes)
 	$(BIN)/holdfast run recipes/lab.yaml -o runs/lab --resume
+
+EXPERIMENTS := exp1-safety-tax exp2-many-experts exp3-rules repair-lab repair-map
+
+experiments: $(READY) ## merging and repair on the lab, and their result pages (several hours on two cores; resumes)
+	for name in $(EXPERIMENTS); do $(BIN)/holdfast run recipes/$$name.yaml -o runs/$$name --resume || exit 1; done
+	$(BIN)/python docs/scripts/merging_results.py runs/exp1-safety-tax
+	$(BIN)/python docs/scripts/experts_results.py runs/exp2-many-experts
+	$(BIN)/python docs/scripts/rules_results.py runs/exp3-rules
+	$(BIN)/python docs/scripts/repair_results.py runs/repair-lab runs/repair-map
 
 check: lint types imports ## everything that reads the code and does not run it
