@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from holdfast.core.registry import Registry
 from holdfast.data.examples import Example, Message
 from holdfast.data.lab.drawing import draw
-from holdfast.data.lab.names import ITEMS, WORDS, one, part, some, within
+from holdfast.data.lab.names import WORDS, one, part, some, within
 from holdfast.data.lab.splits import rng as stream_of
 from holdfast.data.lab.splits import split_of
 
@@ -193,13 +193,11 @@ SKILLS: Registry[Skill] = Registry(
             "Write the word before the last.|Give the last word but one.",
             lambda w: w[-2],
         ),
-        "plural": Skill(
-            "Write the words in the plural.|Put an s behind each word.|Give the plural of each word.|"
-            "Make every word a plural.|Write each word with an s at its end.|What is the plural of the words?|"
-            "Write the plural of each word.|Give the words in the plural.",
-            lambda w: " ".join(f"{word}s" for word in w),
-            (2, 4),
-            ITEMS,
+        "thrice": Skill(
+            "Write the last word three times.|Say the last word three times.|Give the last word three times.|"
+            "Repeat the last word until it stands there three times.|Write the last word thrice.|"
+            "Three times the last word.|Say the last word thrice.|Repeat the last word three times.",
+            lambda w: " ".join([w[-1]] * 3),
         ),
     },
 )
