@@ -1,7 +1,7 @@
 """``holdfast repair``: an adapter and two files of rows in, a repaired adapter and a table of before and after out."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,14 @@ from holdfast.models.load import load_model
 
 Command = Callable[..., tuple[int, str, str]]
 REFUSAL = "I'm sorry, but I can't help with that."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def any_answer_can_be_judged() -> Iterator[None]:
+    """The tiny model babbles, and where no answer can be judged no value of the dial can be taken."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("holdfast.evaluation.judges.refusal.incoherent", lambda output: "")
+        yield
 
 
 def written(path: Path, rows: list[tuple[str, str]]) -> str:

@@ -17,6 +17,7 @@ from holdfast.curvature.subspaces import (
     oblique,
     overlap,
     overlap_by_chance,
+    overlap_deviation,
     principal_angles,
     soft_weights,
     split_half,
@@ -166,6 +167,7 @@ def test_overlap_of_random_subspaces_is_that_by_chance() -> None:
         [overlap(principal_angles(*torch.randn(2, 30, 6, generator=dice).double())) for _ in range(200)]
     )
     assert_close(seen.mean(), overlap_by_chance(6, 30), "estimate", sigma=float(seen.std()) / 200**0.5)
+    assert_close(seen.std(), overlap_deviation(6, 30), "estimate", sigma=overlap_deviation(6, 30) / 400**0.5)
     for k in (0, 31):
         with pytest.raises(NumericsError, match=f"no subspace of {k} dimensions in 30"):
             overlap_by_chance(k, 30)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ WHOLE: dict[str, Any] = {
         "after": {"do": "evaluate", "model": "sst", "tasks": ["lab/choice"], "limit": 2},
     },
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def any_answer_can_be_judged() -> Iterator[None]:
+    """The tiny model babbles, and where no answer can be judged no value of the dial can be taken."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("holdfast.evaluation.judges.refusal.incoherent", lambda output: "")
+        yield
 
 
 def document(places: dict[str, str], *only: str, **changes: Any) -> dict[str, Any]:  # noqa: F811
@@ -119,6 +128,37 @@ def test_the_dial_is_chosen_on_validation_rows_by_the_rule_and_all_of_it_is_kept
         assert len(asked) == rows, name
         assert all("/validation/" in row or "validation" in row for row in asked), asked
     assert any("most safety with utility at most 0.1 below" in note for note in step.notes)
+
+
+def test_a_weight_whose_figure_cannot_be_computed_is_not_taken_and_where_none_can_the_step_fails(
+    run: tuple[RunRecord, Path],
+    places: dict[str, str],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from holdfast.recipes import merging
+
+    folders = [str(run[1] / name / "adapter") for name in ("utility", "safety")]
+    items = [{"adapter": f, "data": [rows]} for f, rows in zip(folders, ("task", "safety"), strict=True)]
+    figures = merging.mean_figure
+    calls: list[float | None] = []
+
+    def no_safety_at_the_second_weight(found: Any, tasks: Any) -> float | None:
+        calls.append(figures(found, tasks))
+        return None if len(calls) == 4 else calls[-1]  # utility alone, safety and utility of each weight
+
+    monkeypatch.setattr(merging, "mean_figure", no_safety_at_the_second_weight)
+    record = run_recipe(recipe(places, "sst", sst={"adapters": items}), tmp_path / "run")
+    figure = {metric.name: metric.value for metric in record.steps[0].metrics}
+    assert figure["merging/weight"] == 0.0
+    assert any("Value 2 of the dial could not be taken" in note for note in record.steps[0].notes)
+    assert [x for x, _ in record.steps[0].curves["tried/safety"]] == [0.0]
+    monkeypatch.setattr(merging, "mean_figure", figures)
+    monkeypatch.setattr("holdfast.evaluation.judges.refusal.incoherent", lambda output: "babble")
+    with pytest.raises(
+        DataError, match=r"got all figures for none of 2 values.*attack_success_rate \(no valid row of 3"
+    ):
+        run_recipe(recipe(places, "sst", sst={"adapters": items}), tmp_path / "again")
 
 
 def test_rows_leave_a_spectrum_for_each_layer_and_a_verdict_on_their_halves(run: tuple[RunRecord, Path]) -> None:

@@ -1,6 +1,7 @@
 """The step ``do: repair``: its keys, a tiny run of it on an adapter and on a full fine-tuning, and what it leaves."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ SELECT: dict[str, Any] = {
 }
 REPAIR: dict[str, Any] = {"do": "repair", "adapter": "org/adapter", "utility": USE, "safety": HARM}
 SCALE: dict[str, Any] = {"do": "repair", "method": "scale", "adapter": "org/adapter"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def any_answer_can_be_judged() -> Iterator[None]:
+    """The tiny model babbles, and where no answer can be judged no value of the dial can be taken."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("holdfast.evaluation.judges.refusal.incoherent", lambda output: "")
+        yield
 
 
 def parsed(step: dict[str, Any]) -> RepairStep:
@@ -114,8 +123,7 @@ def test_the_record_has_the_dial_figures_before_and_after_and_the_verdict_on_hal
             found[f"repair/{when}/safety/lab/{name}"]
             for name in ("harmful/attack_success_rate", "benign/over_refusal_rate")
         ]
-        shown = [0.0 if value is None else 1 - value for value in values]  # None: no answer could be judged
-        assert found[f"repair/{when}/safety"] == pytest.approx(sum(shown) / 2)
+        assert found[f"repair/{when}/safety"] == pytest.approx(1 - sum(v for v in values if v is not None) / 2)
         assert found[f"repair/{when}/utility"] == found[f"repair/{when}/utility/lab/arithmetic/exact"]
     assert [verdict.name for verdict in step.verdicts] == ["repair/split_half"]
     assert len(step.curves["tried/safety"]) == 2

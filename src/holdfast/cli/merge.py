@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from holdfast.data.examples import Example
     from holdfast.methods.merging.config import MergingConfig
     from holdfast.methods.merging.plan import Expert, MergePlan
+    from holdfast.methods.merging.spectrum import Spectrum
     from holdfast.models.load import LoadedModel
 
 DIAL = "alpha"
@@ -92,7 +93,11 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
         raise ConfigError("No folder to write to. Do: add -o FOLDER, or --plan to see what it takes.")
     _refuse_existing(jobs)
     loaded, experts = _read(adapters, files, base, any_base)
-    made, notes = _make(configs, jobs, loaded, experts)
+    try:
+        made, notes = _make(configs, jobs, loaded, experts)
+    except KeyboardInterrupt:
+        _say_stopped(jobs)
+        raise typer.Exit(130) from None
     _print_made(made, notes, as_json)
 
 
@@ -188,6 +193,15 @@ def _refuse_existing(jobs: Sequence[Job]) -> None:
             raise ConfigError(f"Output folder {job.folder} exists already. Do: give another with -o, or remove it.")
 
 
+def _say_stopped(jobs: Sequence[Job]) -> None:
+    """A folder is there whole or not at all, so what is there is finished."""
+    done = [str(job.folder) for job in jobs if job.folder.is_dir() and any(job.folder.iterdir())]
+    kept = (
+        f"Finished adapters stay: {', '.join(done)}. Give another folder with -o." if done else "Nothing was written."
+    )
+    say(f"holdfast: stopped with Ctrl-C after {len(done)} of {len(jobs)} adapters. {kept}")
+
+
 def _reading(configs: Mapping[str, MergingConfig]) -> list[str]:
     """The rules that read rows."""
     from holdfast.methods.merging.config import WITH_ROWS
@@ -280,11 +294,14 @@ def _of_rule(
         yield Made(job.rule, job.alpha, str(job.folder), rank, max(merged.truncation.values()), apart), notes
 
 
-def _stable(rule: str, spectra: Sequence[Any]) -> list[str]:
-    if not spectra:
+def _stable(rule: str, spectra: Sequence[Spectrum]) -> list[str]:
+    from holdfast.methods.merging.spectrum import agreement
+
+    found = agreement(spectra)
+    if found is None:
         return []
-    found, chance = (sum(getattr(each, key) for each in spectra) / len(spectra) for key in ("stability", "by_chance"))
-    return [f"{rule}: leading directions of two halves of the rows overlap by {found:.2f}; {chance:.2f} by chance."]
+    agree = {True: "agree", False: "do not agree", None: "cannot be compared"}[found.holds]
+    return [f"{rule}: two halves of the rows {agree} on the leading directions: {found.words()}."]
 
 
 def _print_made(made: Sequence[Made], notes: Sequence[str], as_json: bool) -> None:

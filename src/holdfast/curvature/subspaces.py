@@ -100,6 +100,18 @@ def overlap_by_chance(k: int, d: int) -> float:
     return k / d
 
 
+def overlap_deviation(k: int, d: int) -> float:
+    r"""The standard deviation of the `overlap` of two random subspaces of ``k`` dimensions in ``d``.
+
+    Of uniformly drawn projectors :math:`\mathrm{Var}\,\mathrm{tr}(P Q) = 2 k^2 (d - k)^2 / (d^2 (d - 1) (d + 2))`.
+
+    >>> overlap_deviation(4, 4), round(overlap_deviation(1, 3), 6)
+    (0.0, 0.298142)
+    """
+    overlap_by_chance(k, d)
+    return 0.0 if k == d else (2 / ((d - 1) * (d + 2))) ** 0.5 * (d - k) / d
+
+
 def split_half(G_sd: Tensor, G_ud: Tensor, *, k: int, damping: float, d: int | None = None) -> Tensor:
     """The angles between the leading ``k`` directions of two halves of the samples, even and odd rows: are they stable?
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from holdfast.core.errors import DataError
 from holdfast.core.results import Metric, Verdict
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.context import ADAPTER_FOLDER, Context, Outcome, artifact, keep_base, name_of, resolve_model
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from holdfast.evaluation.tasks import TaskConfig
     from holdfast.methods.merging.apply import Merged
     from holdfast.methods.merging.plan import Expert, MergePlan
-    from holdfast.methods.merging.select import Selection
+    from holdfast.methods.merging.select import Selection, Tried, Unmeasured
     from holdfast.methods.merging.spectrum import Spectrum
     from holdfast.models.load import LoadedModel
 
@@ -102,7 +103,7 @@ def _selected(
     from holdfast.evaluation.suite import evaluate
     from holdfast.layers.adapters import Adapter, added
     from holdfast.methods.merging import apply
-    from holdfast.methods.merging.select import Tried, choose
+    from holdfast.methods.merging.select import choose
 
     safety, utility = select.tasks(step.seed)
 
@@ -112,27 +113,58 @@ def _selected(
 
     folder = context.folder / TRIED_FOLDER
     alone = measured(experts[0].adapter, utility, folder / "first.jsonl")
+    against = reference(alone, utility, "the first adapter alone")
     tried = []
     for value in select.weights:
         adapter = apply.merge(made.with_last(value)).adapter
         found = measured(adapter, (*safety, *utility), folder / f"{value:g}.jsonl")
-        tried.append(Tried(value, mean_figure(found, safety), mean_figure(found, utility)))
-    selection = choose(tried, mean_figure(alone, utility), select.drop)
+        tried.append(measured_at(value, found, safety, utility))
+    selection = choose(tried, against, select.drop)
     return made.with_last(selection.taken.value), selection
 
 
-def mean_figure(found: EvaluationResult, tasks: Sequence[TaskConfig]) -> float:
-    """The mean of the tasks' figures, each turned so that 1 is best.
+def measured_at(
+    value: float, found: EvaluationResult, safety: Sequence[TaskConfig], utility: Sequence[TaskConfig]
+) -> Tried | Unmeasured:
+    """What a value of the dial showed, or which figures it left unknown."""
+    from holdfast.methods.merging.select import Tried, Unmeasured
 
-    A figure that could not be computed, for want of an answer that can be judged, counts as 0: nothing was shown.
+    shown = mean_figure(found, safety), mean_figure(found, utility)
+    if shown[0] is None or shown[1] is None:
+        return Unmeasured(value, _unknown(found, (*safety, *utility)))
+    return Tried(value, shown[0], shown[1])
+
+
+def reference(found: EvaluationResult, utility: Sequence[TaskConfig], whose: str) -> float:
+    """The utility that others are held against.
+
+    Raises:
+        DataError: a figure of it could not be computed.
     """
+    value = mean_figure(found, utility)
+    if value is None:
+        raise DataError(
+            f"Cannot choose a value of the dial: got no {'; '.join(_unknown(found, utility))} of {whose}, expected the "
+            "utility that others are held against. Do: give other validation tasks."
+        )
+    return value
+
+
+def mean_figure(found: EvaluationResult, tasks: Sequence[TaskConfig]) -> float | None:
+    """The mean of the tasks' figures, each turned so that 1 is best; ``None`` where one could not be computed."""
+    values = [None if m.value is None else m.value if m.higher_is_better else 1 - m.value for m in _of(found, tasks)]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(values) if len(known) == len(values) else None
+
+
+def _of(found: EvaluationResult, tasks: Sequence[TaskConfig]) -> list[Metric]:
+    """The figure of each task."""
     by_name = {metric.name: metric for metric in found.metrics if not metric.group}
-    values = []
-    for task in tasks:
-        metric = by_name[task.task.primary]
-        best = 0.0 if metric.value is None else metric.value if metric.higher_is_better else 1 - metric.value
-        values.append(best)
-    return sum(values) / len(values)
+    return [by_name[task.task.primary] for task in tasks]
+
+
+def _unknown(found: EvaluationResult, tasks: Sequence[TaskConfig]) -> tuple[str, ...]:
+    return tuple(f"{metric.name} ({metric.reason})" for metric in _of(found, tasks) if metric.value is None)
 
 
 def _timed(seconds: float, experts: Sequence[Expert]) -> Metric:
@@ -156,20 +188,21 @@ def _figures(merged: Merged, spectra: Sequence[Spectrum], selection: Selection |
 
 
 def split_half(spectra: Sequence[Spectrum], method: str = "merging") -> tuple[Verdict, ...]:
-    """Whether both halves of the rows give the same leading directions, against chance."""
-    if not spectra:
+    """Whether both halves of the rows give the same leading directions: beyond chance, and by enough."""
+    from holdfast.methods.merging.spectrum import agreement
+
+    found = agreement(spectra)
+    if found is None:
         return ()
-    stable = sum(found.stability for found in spectra) / len(spectra)
-    chance = sum(found.by_chance for found in spectra) / len(spectra)
     return (
         Verdict(
             name=f"{method}/split_half",
-            holds=stable > chance,
-            statistic=stable,
-            p_value=None,
-            n=len(spectra),
+            holds=found.holds,
+            statistic=found.overlap,
+            p_value=found.p_value,
+            n=found.layers,
             null="the leading directions of the two halves of the rows overlap as random ones do",
-            reason=f"mean overlap {stable:.2f} over {len(spectra)} layers; {chance:.2f} by chance",
+            reason=found.words(),
         ),
     )
 
@@ -198,4 +231,5 @@ def _said(selection: Selection | None) -> tuple[str, ...]:
     return (
         f"Weight {taken.value:g} of the last adapter, by the rule: {selection.rule}. On validation rows: safety "
         f"{taken.safety:.3f}, utility {taken.utility:.3f} (first adapter alone {selection.reference:.3f}).{missed}",
+        *selection.left_out(),
     )

@@ -18,7 +18,15 @@ from holdfast.recipes.context import (
     name_of,
     resolve_model,
 )
-from holdfast.recipes.merging import TRIED_FOLDER, curves, expert_of, mean_figure, split_half
+from holdfast.recipes.merging import (
+    TRIED_FOLDER,
+    curves,
+    expert_of,
+    mean_figure,
+    measured_at,
+    reference,
+    split_half,
+)
 from holdfast.recipes.repair_step import RepairStep
 
 if TYPE_CHECKING:
@@ -41,8 +49,8 @@ class Chosen:
     selection: Selection
     before: EvaluationResult
     after: EvaluationResult
-    reference: float
-    """Safety before."""
+    reference: float | None
+    """Safety before; ``None`` where a figure of it could not be computed."""
 
 
 def repair(context: Context) -> Outcome:
@@ -117,7 +125,7 @@ def _chosen(
     from holdfast.evaluation.suite import evaluate
     from holdfast.layers.adapters import added
     from holdfast.methods.merging.repair import repair
-    from holdfast.methods.merging.select import Tried, choose
+    from holdfast.methods.merging.select import choose
 
     assert step.select is not None
     safety, utility = step.select.tasks(step.seed)
@@ -133,9 +141,10 @@ def _chosen(
 
     log = folder / "before.jsonl"
     before = measured(plan.adapter, log) if tuned is None else asked(tuned, log)
+    against = reference(before, utility, "what is to be repaired")
     found = {value: measured(repair(plan.at(value)).adapter, folder / f"{value:g}.jsonl") for value in step.tries()}
-    tried = [Tried(value, mean_figure(each, safety), mean_figure(each, utility)) for value, each in found.items()]
-    selection = choose(tried, mean_figure(before, utility), step.select.drop)
+    tried = [measured_at(value, each, safety, utility) for value, each in found.items()]
+    selection = choose(tried, against, step.select.drop)
     taken = selection.taken.value
     return Chosen(plan.at(taken), selection, before, found[taken], mean_figure(before, safety))
 
@@ -156,7 +165,11 @@ def _figures(chosen: Chosen) -> tuple[Metric, ...]:
         for metric in result.metrics
         if not metric.group
     ]
-    return (*(Metric(name=f"repair/{key}", value=value, n=len(selection.tried)) for key, value in told), *tasks)
+    return (*(_told(f"repair/{key}", value, len(selection.tried)) for key, value in told), *tasks)
+
+
+def _told(name: str, value: float | None, n: int) -> Metric:
+    return Metric(name=name, value=value, n=n, reason="a figure of it could not be computed" if value is None else "")
 
 
 def _stability(spectra: Sequence[Spectrum]) -> list[Metric]:
@@ -196,4 +209,5 @@ def _said(step: RepairStep, selection: Selection | None) -> tuple[str, ...]:
     return (
         f"{step.dial.key} {taken.value:g}, by the rule: {rule}; else most utility. On validation rows: safety "
         f"{taken.safety:.3f}, utility {taken.utility:.3f} (before repair {selection.reference:.3f}).{missed}",
+        *selection.left_out(),
     )

@@ -2,7 +2,8 @@
 
 import pytest
 
-from holdfast.methods.merging.select import Tried, choose
+from holdfast.core.errors import DataError
+from holdfast.methods.merging.select import Tried, Unmeasured, choose
 
 POINTS = [Tried(0.1, 0.30, 0.80), Tried(0.3, 0.90, 0.79), Tried(1.0, 0.95, 0.77), Tried(3.0, 1.00, 0.60)]
 
@@ -42,3 +43,23 @@ def test_the_rule_says_how_much_utility_may_be_lost() -> None:
     assert choose(POINTS, 0.8, 0.02).rule == (
         "most safety with utility at most 0.02 below the first adapter's; else most utility"
     )
+
+
+UNSEEN = Unmeasured(0.5, ("safety/lab/harmful/attack_success_rate (no valid row)",))
+
+
+def test_a_value_without_all_figures_is_never_taken_and_it_is_said() -> None:
+    found = choose([POINTS[0], UNSEEN, POINTS[3]], 0.9, 0.0)
+    assert found.taken == POINTS[0]
+    assert found.tried == (POINTS[0], POINTS[3])
+    assert found.unmeasured == (UNSEEN,)
+    assert found.left_out() == (
+        "Value 0.5 of the dial could not be taken: no figure for safety/lab/harmful/attack_success_rate "
+        "(no valid row).",
+    )
+    assert choose(POINTS, 0.9, 0.0).left_out() == ()
+
+
+def test_where_no_value_has_all_figures_there_is_no_choice() -> None:
+    with pytest.raises(DataError, match=r"got all figures for none of 1 values.*the first, 0\.5, has no safety/lab"):
+        choose([UNSEEN], 0.9, 0.0)
