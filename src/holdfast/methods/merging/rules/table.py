@@ -17,6 +17,13 @@ _ELECT = frozenset({"election"})
 _ALL: tuple[Semantics, ...] = ("paper", "peft", "mergekit")
 _NOT_PEFT: tuple[Semantics, ...] = ("paper", "mergekit")
 
+# Where a density that is left out comes from:
+# - ties, knots, core_space_ties, magnitude_prune: .2, the top 20 % of the TIES paper (2306.01708, section 4).
+# - dare_*: .8, the drop rate of .2 at which DARE's authors merge language models (README of yule-BUAA/MergeLM); one
+#   model alone bears .9 to .99 in their paper. PEFT has no value of its own, mergekit's drops nothing.
+# - della: .7, the drop rate of .3 in the example of its authors (README of declare-lab/della; its window of .14 is
+#   `RuleSettings.epsilon` in paper semantics). epsilon, .15: mergekit's own.
+# - breadcrumbs: .9 with gamma .01, what mergekit's README recommends and its guide explains.
 _LINEAR = (
     Rule("average", "core", average, _NONE, "Model Soups, 2203.05482", True, "weighted mean", exact=True),
     Rule("task_arithmetic", "core", core_sum, _NONE, "2212.04089", True, "weighted sum", exact=True),
@@ -88,7 +95,7 @@ _DENSE = (
         paper="DELLA-Merging, 2406.11617",
         linear=False,
         summary="drop small entries more often, rescale the rest, elect signs as in ties",
-        density=0.8,
+        density=0.7,
         semantics=_NOT_PEFT,
     ),
     Rule(
