@@ -18,7 +18,11 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## make the virtual environment with the pinned packages
 
-peers: .peers/mergekit/.ready ## mergekit in an environment of its own, for test-slow and bench
+peers: .peers/mergekit/.ready .peers/nngeometry/.ready ## mergekit and nngeometry apart from the rest, for test-slow and bench
+
+.peers/nngeometry/.ready: constraints.txt $(READY)
+	$(BIN)/pip install --quiet --no-deps --target .peers/nngeometry nngeometry==0.4
+	touch $@
 
 .peers/mergekit/.ready: constraints.txt
 	$(PYTHON) -m venv .peers/mergekit

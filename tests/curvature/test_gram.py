@@ -1,6 +1,7 @@
 """Two Fishers through the inner products of their samples, against the dense matrices they stand for."""
 
 import pytest
+import scipy.linalg
 import torch
 from tests.close import assert_close
 from torch import Tensor
@@ -55,6 +56,47 @@ def test_values_equal_the_dense_ones_and_the_others_are_zero(G_sd: Tensor, G_ud:
     assert found.eps == pytest.approx(dense.eps, rel=1e-12)
     assert_close(found.values_k, dense.values_k[:k], "float64")
     assert_close(dense.values_k[k:], torch.zeros(G_nd.shape[1] - k), "float64")
+
+
+def repeated(n: int, d: int) -> Tensor:
+    """Samples on orthogonal axes, all of one size: their Fisher has one eigenvalue ``n`` times."""
+    return torch.linalg.qr(samples(d, n)).Q.T * n**0.5
+
+
+AXES = repeated(16, 60)
+PEER_CASES = CASES | {
+    "one ratio many times": (AXES[:8] * 3, AXES[4:]),
+    "a thousand samples of few coordinates": (samples(1000, 30), samples(900, 30, 1)),
+    "without full rank in safety and in utility": (samples(30, 4) @ samples(4, 60, 2), samples(30, 5) @ samples(5, 60)),
+}
+
+
+@pytest.mark.parametrize(
+    ("G_sd", "G_ud"),
+    [
+        *(pytest.param(*pair, id=name) for name, pair in PEER_CASES.items()),
+        pytest.param(samples(60, 2000), samples(70, 2000, 1), id="2,000 coordinates", marks=pytest.mark.slow),
+    ],
+)
+def test_values_equal_those_of_scipy_on_the_dense_matrices_to_1e_8(G_sd: Tensor, G_ud: Tensor) -> None:
+    G_nd = torch.cat([G_sd, G_ud])
+    found = gram_gevp(G_nd @ G_nd.T, len(G_sd), damping=DAMPING, d=G_nd.shape[1])
+    F_s, F_u = fisher(G_sd), fisher(G_ud)
+    B_dd = damped(F_u, DAMPING * float(F_u.trace()) / len(F_u))
+    peer_d = torch.from_numpy(scipy.linalg.eigh(F_s.numpy(), B_dd.numpy(), eigvals_only=True)[::-1].copy())
+    k = len(found.values_k)
+    scale = max(float(peer_d[0]), 1e-300)
+    assert float((found.values_k - peer_d[:k]).abs().max()) <= 1e-8 * scale
+    assert float(peer_d[k:].abs().max() if k < len(peer_d) else 0.0) <= 1e-8 * scale or not G_sd.any()
+
+
+def test_axes_of_one_ratio_have_that_ratio_every_time() -> None:
+    """Eight safety axes, four of them utility's too: two ratios, four times each, and no other."""
+    found = gram_gevp(torch.cat([AXES[:8] * 3, AXES[4:]]) @ torch.cat([AXES[:8] * 3, AXES[4:]]).T, 8, damping=1, d=60)
+    alone, shared = 9 * 2 / found.eps, 9 * 2 / (16 / 12 + found.eps)  # F_s: 9 * 16 / 8 = 18 on its axes
+    assert_close(found.values_k[:4], [alone] * 4, "float64")
+    assert_close(found.values_k[4:8], [shared] * 4, "float64")
+    assert_close(found.values_k[8:], torch.zeros(8), "float64")
 
 
 @each_case
