@@ -1,11 +1,13 @@
 """The recipe `sst`: real files cut into parts that share no row, every rule, and a run of all of it on a tiny model."""
 
 import json
+import string
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from tests.public_data import public
 from tests.zoo import CONFIGS, byte_tokenizer
 
@@ -49,8 +51,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random Llama that says digits only: random bytes are no text, and no judge can read them."""
     folder, tokenizer = tmp_path_factory.mktemp("tiny") / "model", byte_tokenizer()
-    new_model({**CONFIGS["llama"], "max_position_embeddings": 4096}, tokenizer, seed=0).save_pretrained(folder)
+    model = new_model({**CONFIGS["llama"], "max_position_embeddings": 4096}, tokenizer, seed=0)
+    with torch.no_grad():
+        model.lm_head.weight[
+            [number for token, number in tokenizer.get_vocab().items() if token not in string.digits]
+        ] = 0
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

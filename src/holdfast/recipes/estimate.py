@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +108,24 @@ def estimate(recipe: Recipe, file: str) -> Needs:
     checks = Checks(recipe)
     steps = [_needs(checks, step_id) for step_id in recipe.steps]
     if checks.problems:
-        raise report(file, list(dict.fromkeys(checks.problems)))
+        raise report(file, _once(checks.problems))
     return Needs(recipe.name, tuple(step for step in steps if step is not None))
+
+
+def _once(problems: Sequence[str]) -> list[str]:
+    """Each sentence where it is first true, and how many other steps have it: a missing file may be named by dozens.
+
+    >>> _once(["steps.a: no file.", "steps.b: no file.", "steps.c: too long.", "steps.c: too long."])
+    ['steps.a: no file. (and 1 other step)', 'steps.c: too long.']
+    """
+    places: dict[str, list[str]] = {}
+    for problem in dict.fromkeys(problems):
+        place, _, sentence = problem.partition(": ")
+        places.setdefault(sentence, []).append(place)
+    return [
+        f"{first}: {sentence}" + (f" (and {len(rest)} other step{'s' * (len(rest) > 1)})" if rest else "")
+        for sentence, (first, *rest) in places.items()
+    ]
 
 
 def _needs(checks: Checks, step_id: str) -> StepNeeds | None:
