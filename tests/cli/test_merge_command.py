@@ -200,6 +200,7 @@ def test_an_existing_folder_is_refused_before_anything_is_made(command, given, t
 
 
 PAIR = ["{A0}", "{A1}"]
+ROWS = ["--utility", "{u}", "--safety", "{s}", "--base", "{model}"]
 
 
 @pytest.mark.parametrize(
@@ -243,13 +244,23 @@ PAIR = ["{A0}", "{A1}"]
             "A0 and A1 have the same rows",
         ),
         ([*PAIR, "--utility", "{u}", "--safety", "{none}", "--base", "{model}", "-o", "x"], "is empty, expected rows"),
+        (
+            [*PAIR, *ROWS, "--rule", "sst_projection", "--set", "k=7", "-o", "x"],
+            "k is larger than the evidence: got 7, expected at most 6, the directions that the safety rows use",
+        ),
+        (
+            [*PAIR, *ROWS, "--rule", "sst_projection", "--set", "damping=1e-30", "-o", "x"],
+            "Do: raise damping to at least",
+        ),
+        ([*PAIR, *ROWS, "--set", "damping=1e-30", "-o", "x"], "Do: raise damping to at least"),
+        ([*PAIR, *ROWS, "--set", "damping=0", "-o", "x"], "damping: should be greater than 0"),
         ([*PAIR, "--utility", "{u}", "--safety", "{mute}", "--base", "{model}", "-o", "x"], "no answer to learn in 1"),
     ],
 )
 def test_what_cannot_be_merged_is_one_sentence(command, given, model, tmp_path, monkeypatch, asked, sentence):
     monkeypatch.chdir(tmp_path)
     places = {name: str(given / name) for name in ("A0", "A1", "A2")} | {"model": str(model)}
-    places |= {"u": str(given / "rows0.jsonl")} | spoilt(given, tmp_path)
+    places |= {"u": str(given / "rows0.jsonl"), "s": str(given / "rows1.jsonl")} | spoilt(given, tmp_path)
     code, out, err = command("merge", *(word.format(**places) for word in asked))
     assert (code, out) == (2, "")
     assert sentence in err
@@ -297,3 +308,38 @@ def test_an_adapter_of_another_base_may_be_asked_for(command, given, model, tmp_
     assert command(*asked)[0] == 2
     code, _, err = command(*asked, "--any-base")
     assert code == 0, err
+
+
+def test_layers_that_one_adapter_does_not_touch_are_joined_and_it_is_said(command, given, tmp_path):
+    whole, part = read_peft(given / "A0"), read_peft(given / "A1")
+    few = {name: delta for name, delta in part.deltas.items() if name.endswith("q_proj")}
+    write_peft(type(part)(few, part.base, {name: part.paths[name] for name in few}), tmp_path / "few")
+    asked = ["merge", str(given / "A0"), str(tmp_path / "few"), "--rule", "svd", "-o", str(tmp_path / "out")]
+    code, text, err = command(*asked)
+    assert code == 0, err
+    assert "Note: few does not touch 12 of them: its change there is 0." in text
+    merged = read_peft(tmp_path / "out")
+    for name, delta in merged.deltas.items():
+        assert_close(delta.dense(), whole.delta(name) + (part.delta(name) if name in few else 0))
+
+
+def test_ctrl_c_in_a_sweep_says_what_is_finished_and_leaves_nothing_half_made(command, given, tmp_path, monkeypatch):
+    from holdfast.methods.merging import apply
+
+    merges, made = apply.merge, []
+
+    def stopped_at_the_third(plan):
+        made.append(plan)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return merges(plan)
+
+    monkeypatch.setattr(apply, "merge", stopped_at_the_third)
+    out = tmp_path / "out"
+    asked = ["merge", *words(given, "A0", "A1"), "--rule", "svd", "--sweep", "alpha=0:1:0.25", "-o", str(out)]
+    code, text, err = command(*asked)
+    assert (code, text) == (130, "")
+    first, second = (str(out / "svd" / f"alpha-{value}") for value in ("0", "0.25"))
+    assert f"stopped with Ctrl-C after 2 of 5 adapters. Finished adapters stay: {first}, {second}." in err
+    assert sorted(str(path) for path in (out / "svd").iterdir()) == [first, second]
+    assert all(read_peft(Path(folder)).deltas for folder in (first, second))

@@ -1,10 +1,12 @@
 """``holdfast repair``: an adapter and two files of rows in, a repaired adapter and a table of before and after out."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 from tests.methods.merging.expert_plans import adapter
 
 from holdfast.layers.adapters import read_peft, write_peft
@@ -113,3 +115,51 @@ def test_safety_rows_without_a_refusal_and_a_folder_of_something_else_are_refuse
     assert code == 2
     assert "got something else there" in error
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"use_dora": True}, "use_dora: DoRA also trains magnitudes"),
+        ({"bias": "all"}, "bias is 'all': biases were trained"),
+        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save: whole modules were trained"),
+        ({"r": 0, "lora_alpha": 0}, "expected rank 0 as in adapter_config.json, at least 1"),
+        ({"base_model_name_or_path": "org/other"}, "was made for org/other, got"),
+        (None, "got a folder without adapter_config.json"),
+    ],
+)
+def test_an_adapter_that_cannot_be_repaired_is_one_sentence(
+    change: dict[str, object] | None, line: str, given: dict[str, str], model: Path, tmp_path: Path, command: Command
+) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(given["adapter"], bad)
+    config = bad / "adapter_config.json"
+    if change is None:
+        config.unlink()
+    else:
+        config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    code, said, error = command(*words(given | {"adapter": str(bad)}, model, tmp_path / "mended"))
+    assert (code, said) == (2, "")
+    assert line in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "mended").exists()
+
+
+def test_nan_weights_rows_that_are_empty_and_one_file_for_both_are_one_sentence(
+    given: dict[str, str], model: Path, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "none.jsonl").write_text("")
+    shutil.copytree(given["adapter"], tmp_path / "nan")
+    file = tmp_path / "nan" / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    key = next(iter(tensors))
+    safetensors.torch.save_file(tensors | {key: tensors[key] * float("nan")}, file)
+    for asked, line in (
+        (words(given | {"adapter": str(tmp_path / "nan")}, model, tmp_path / "x"), "got NaN or infinity in"),
+        (words(given, model, tmp_path / "x", safety=str(tmp_path / "none.jsonl")), "is empty, expected rows"),
+        (words(given, model, tmp_path / "x", utility=given["safety"]), "utility and safety rows are the same"),
+    ):
+        code, said, error = command(*asked)
+        assert (code, said) == (2, "")
+        assert line in error
+        assert not (tmp_path / "x").exists()

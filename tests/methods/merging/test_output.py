@@ -20,7 +20,7 @@ from holdfast.core.errors import AdapterError
 from holdfast.layers.adapters import LowRank, added, read_peft, write_peft
 from holdfast.methods.merging import output
 from holdfast.methods.merging.apply import Merged, merge
-from holdfast.methods.merging.config import READS, MergingConfig
+from holdfast.methods.merging.config import PAIRS, READS, MergingConfig
 from holdfast.methods.merging.plan import Expert, plan
 from holdfast.methods.merging.select import Tried, choose
 from holdfast.methods.merging.spectrum import spectra
@@ -63,6 +63,67 @@ def peft_adapter(folder: Path, seed: int, **options: Any) -> Path:
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
     return folder
+
+
+PATTERNS: dict[str, Any] = {
+    "r": 4,
+    "lora_alpha": 6,
+    "use_rslora": True,
+    "target_modules": ["q_proj", "down_proj"],
+    "rank_pattern": {"layers.1.self_attn.q_proj": 2},
+    "alpha_pattern": {"down_proj": 20},
+}
+
+
+@pytest.mark.parametrize("rule", [rule for rule in READS if rule != "iso_c"])
+def test_by_every_rule_an_adapter_with_patterns_and_rslora_alone_does_what_peft_does_with_it(
+    rule: str, tmp_path: Path
+) -> None:
+    """Identity, reload and logits at once; beside a silent adapter for rules of two. Iso-C flattens the spectrum."""
+    folder = peft_adapter(tmp_path / "a", 1, **PATTERNS)
+    loaded, whole = tiny("llama"), read_peft(folder)
+    nothing = {name: LowRank(delta.A, 0 * delta.B) for name, delta in whole.deltas.items()}
+    given = [Expert("a", whole, experts(loaded)[0].rows)]
+    if rule in PAIRS:
+        silent = Expert("silent", replace(whole, deltas=nothing), experts(loaded)[1].rows)
+        given.insert(0 if rule == "alignguard" else 1, silent)  # of the first it takes what the second's rows forbid
+    keys: dict[str, Any] = {"density": 1.0} if "density" in READS[rule] else {}
+    made = merge(plan(MergingConfig(rule=rule, **keys), loaded, given))
+    output.save(made, tmp_path / "merged", loaded)
+    expected = logits(PeftModel.from_pretrained(tiny("llama").model, folder).eval())
+    assert (expected - logits(loaded.model)).abs().max() > 0.1
+    assert_close(logits(PeftModel.from_pretrained(tiny("llama").model, tmp_path / "merged").eval()), expected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "keys"),
+    [
+        ("svd", "svd", {}),
+        ("cat", "cat", {}),
+        ("ties", "ties_svd", {"density": 0.4}),
+        ("ties", "ties_svd", {"density": 0.4, "election": "count"}),
+        ("magnitude_prune", "magnitude_prune_svd", {"density": 0.4}),
+    ],
+)
+def test_peft_semantics_are_those_of_add_weighted_adapter(
+    rule: str, kind: str, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two adapters of one rank on a whole model, from files to the delta of each layer, with nothing cut off."""
+    folders = [
+        peft_adapter(tmp_path / f"{t}", t, r=3, lora_alpha=7, target_modules=["q_proj", "up_proj"]) for t in (1, 2)
+    ]
+    given = [Expert(folder.name, read_peft(folder)) for folder in folders]
+    peer = {"majority_sign_method": "frequency"} if keys.get("election") == "count" else {}
+    peer |= {"density": keys["density"]} if "density" in keys else {}
+    ours: dict[str, Any] = {"semantics": "peft"} if "semantics" in READS[rule] else {}
+    made = merge(plan(MergingConfig(rule=rule, weights=(0.6, 1.5), rank=32, **keys, **ours), None, given)).adapter
+    model = PeftModel.from_pretrained(tiny("llama").model, folders[0], adapter_name="a")
+    model.load_adapter(folders[1], adapter_name="b")
+    rank = {} if kind == "cat" else {"svd_rank": 32}
+    model.add_weighted_adapter(["a", "b"], [0.6, 1.5], "c", combination_type=kind, **rank, **peer)
+    for name, delta in made.deltas.items():
+        theirs = model.base_model.model.get_submodule(made.paths[name]).get_delta_weight("c").detach()
+        assert float((delta.dense() - theirs).abs().max()) <= 1e-6 * max(1.0, float(theirs.abs().max())), name
 
 
 def test_unlike_ranks_alphas_and_modules_are_summed_as_what_peft_adds_for_each(tmp_path: Path) -> None:
