@@ -59,35 +59,51 @@ def mergekit(width: str, count: str, rule: str, folder: str) -> dict[str, Any]:
     return {"grown": peak_rss() - before, "files": sum(path.stat().st_size for path in where.iterdir())}
 
 
-def batch_of_one(count: str) -> dict[str, Any]:
-    """A forward and a backward for each row: gradients of zero core matrices that stand beside the frozen weights."""
+def batch_of_one(count: str, kind: str) -> dict[str, Any]:
+    """A forward and a backward for each row.
+
+    Args:
+        kind: ``weights``: gradients of the weights, brought into the core space. ``cores``: of zero core matrices that
+            stand beside frozen weights, which saves the gradients of the weights.
+    """
     import torch
 
-    from holdfast.curvature.samples import response_logits, row_losses
     from holdfast.data.batches import collate
     from holdfast.layers.address import LayerMap
 
     loaded, rows, spaces = lab(count)
     model, layers = loaded.model.requires_grad_(False).eval(), LayerMap.of(loaded.model)
-    cores = {name: torch.zeros(s.left_op.shape[1], s.right_iq.shape[1]) for name, s in spaces.items()}
-    for name, M_pq in cores.items():
-        M_pq.requires_grad_()
-        space = spaces[name]
-
-        def beside(module: Any, given: Any, out: Any, M_pq: Any = M_pq, space: Any = space) -> Any:
-            return out + given[0] @ space.right_iq @ M_pq.T @ space.left_op.T
-
-        model.get_submodule(layers[name].path).register_forward_hook(beside)
+    modules = {name: model.get_submodule(layers[name].path) for name in spaces}
+    if kind == "weights":
+        leaves = {name: module.weight.requires_grad_() for name, module in modules.items()}
+    else:
+        leaves = {name: _core_beside(module, spaces[name]) for name, module in modules.items()}
 
     def gradients(row: Any) -> list[Any]:
-        losses_b = row_losses(*response_logits(model, collate([row], loaded.chat.pad_id)), "mean")
-        return list(torch.autograd.grad(losses_b.sum(), list(cores.values())))
+        batch = collate([row], loaded.chat.pad_id)
+        loss = model(**batch.model_inputs(), labels=batch.labels).loss
+        found = torch.autograd.grad(loss, list(leaves.values()))
+        if kind == "cores":
+            return list(found)
+        return [s.left_op.T @ G_oi @ s.right_iq for s, G_oi in zip(spaces.values(), found, strict=True)]
 
     gradients(rows[0])
     began = time.perf_counter()
     each = [gradients(row) for row in rows]
-    found = [torch.stack([own[number].flatten() for own in each]) for number in range(len(cores))]
+    found = [torch.stack([own[number].flatten() for own in each]) for number in range(len(leaves))]
     return {"seconds": time.perf_counter() - began, "traces": [float(G_nd.square().sum()) for G_nd in found]}
+
+
+def _core_beside(module: Any, space: Any) -> Any:
+    import torch
+
+    M_pq = torch.zeros(space.left_op.shape[1], space.right_iq.shape[1], requires_grad=True)
+
+    def beside(_: Any, given: Any, out: Any) -> Any:
+        return out + given[0] @ space.right_iq @ M_pq.T @ space.left_op.T
+
+    module.register_forward_hook(beside)
+    return M_pq
 
 
 if __name__ == "__main__":
