@@ -10,8 +10,8 @@ from torch import Tensor
 
 from holdfast.layers.adapters import LowRank
 
-ENTRIES = 1 << 18
-"""Entries of a tile, 1 MiB in float32: what stays in a core's cache beside what is made from it."""
+ENTRIES = 1 << 16
+"""Entries of a tile, 256 KiB in float32: the dozen tiles that are made of one stay in a core's cache."""
 _BITS = 0x7FFFFFFF
 
 
