@@ -83,6 +83,43 @@ def test_batch_size_padding_and_order_do_not_matter(batch_size: int) -> None:
     assert_equal_gradients(collected(loaded, rows[::-1], layers, batch_size=batch_size), expected)
 
 
+def test_short_rows_go_together_and_no_batch_has_more_tokens_than_of_the_longest_rows() -> None:
+    loaded, rows, layers = setting()
+    rows = [replace(rows[0], id="short", ids=rows[0].ids[-4:], response=rows[0].response[-4:]), *rows] * 3
+    rows = [replace(row, id=str(n)) for n, row in enumerate(rows)]
+    shapes, predicted = [], 0
+
+    def look(_: Any, given: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal predicted
+        predicted += given[0].shape[:-1].numel()
+
+    embeddings = loaded.model.get_input_embeddings()
+    handles = [
+        embeddings.register_forward_pre_hook(lambda _, given: shapes.append(tuple(given[0].shape))),
+        loaded.model.get_output_embeddings().register_forward_hook(look),
+    ]
+    collected(loaded, rows, layers, batch_size=2)
+    for handle in handles:
+        handle.remove()
+    assert sum(b for b, _ in shapes) == len(rows)
+    assert max(b * t for b, t in shapes) == 2 * max(map(len, rows))
+    assert max(b for b, _ in shapes) > 2
+    assert predicted == sum(sum(row.response[1:]) for row in rows)  # the head sees nothing else
+
+
+def test_model_whose_head_is_not_run_last_is_refused() -> None:
+    loaded, rows, layers = setting()
+    whole = loaded.model.forward
+    loaded.model.forward = lambda **given: replace_logits(whole(**given))
+
+    def replace_logits(output: Any) -> Any:
+        output.logits = output.logits.expand(2, -1, -1)
+        return output
+
+    with pytest.raises(LayerError, match="cannot read the predictions of LlamaForCausalLM"):
+        collected(loaded, rows, layers)
+
+
 def test_mean_gives_each_row_and_sum_each_token_the_same_say() -> None:
     loaded, rows, layers = setting(dtype=torch.float64)
     mean, total = (collected(loaded, rows, layers, loss=loss) for loss in ("mean", "sum"))

@@ -12,7 +12,7 @@ Fisher approximation for natural gradient descent, NeurIPS 2019).
 
 Letters in names: ``o`` outputs and ``i`` inputs of a layer, ``p`` and ``q`` its core coordinates on either side,
 ``d = p q`` entries of ``M`` row by row, ``n`` samples, ``b`` rows of a batch, ``t`` tokens, ``s`` positions that
-predict a response token in some row, ``v`` the vocabulary.
+predict a response token of their row, all rows one after another, ``v`` the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -35,7 +36,7 @@ from holdfast.curvature.samples import (
     response_logits,
     row_losses,
 )
-from holdfast.data.batches import IGNORE, Batch, Encoded
+from holdfast.data.batches import Batch, Encoded
 from holdfast.layers.address import Layer, LayerMap
 from holdfast.layers.capture import PairConsumer
 from holdfast.layers.core_space import CoreSpace
@@ -75,7 +76,7 @@ def core_gradients(
         labels: Whose labels.
         loss: ``mean`` over a row's response tokens, or their ``sum``.
         seed: Of drawn labels.
-        batch_size: Rows in one forward and backward.
+        batch_size: Rows in one forward and backward, as in `backward_pass`.
     Returns:
         By layer name ``G (n, d)`` in the order of ``rows``, float32, or float64 where the model computes in it; ``M``
         is flattened row by row.
@@ -177,29 +178,27 @@ class _Loss:
 
     def __call__(self, batch: Batch) -> Tensor:
         """``(b,)``."""
-        logits_bsv, targets_bs = response_logits(self._model, batch)
+        predicted = response_logits(self._model, batch)
         if self._labels == "sampled":
-            targets_bs = _drawn(logits_bsv.detach(), targets_bs, _uniforms(batch.row_ids, targets_bs, self._seed))
-        return row_losses(logits_bsv, targets_bs, self._loss)
+            dice_s = _uniforms(batch.row_ids, predicted.counts_b.tolist(), self._seed)
+            predicted = replace(predicted, targets_p=_drawn(predicted.logits_pv.detach(), dice_s))
+        return row_losses(predicted, self._loss)
 
 
-def _uniforms(row_ids: Sequence[str], targets_bs: Tensor, seed: int) -> Tensor:
-    """A number in [0, 1) for each target, row by row: a row's n-th depends on seed, id and n alone."""
-    counts = (targets_bs != IGNORE).sum(1).tolist()
+def _uniforms(row_ids: Sequence[str], counts: Sequence[int], seed: int) -> Tensor:
+    """A number in [0, 1) for each label, row by row: a row's n-th depends on seed, id and n alone."""
     dice = [random.Random(f"{seed}/{row_id}") for row_id in row_ids]
     numbers = [die.random() for die, count in zip(dice, counts, strict=True) for _ in range(count)]
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def _drawn(logits_bsv: Tensor, targets_bs: Tensor, uniforms: Tensor) -> Tensor:
-    """The targets with a label drawn from the model in each one's place: the inverse of the summed probabilities."""
-    wanted_bs = targets_bs != IGNORE
-    summed_v = logits_bsv[wanted_bs].softmax(-1).cumsum(-1)
-    whole_1 = summed_v[:, -1:].contiguous()
-    drawn = torch.searchsorted(summed_v, uniforms.to(summed_v)[:, None] * whole_1, right=True)[:, 0]
+def _drawn(logits_sv: Tensor, dice_s: Tensor) -> Tensor:
+    """A label drawn from the model at each position, ``(s,)``: the inverse of the summed probabilities."""
+    summed_sv = logits_sv.softmax(-1).cumsum(-1)
+    whole_s1 = summed_sv[:, -1:].contiguous()
+    drawn_s = torch.searchsorted(summed_sv, dice_s.to(summed_sv)[:, None] * whole_s1, right=True)[:, 0]
     # a threshold that rounds up to the whole sum lies beyond the last token
-    drawn = torch.minimum(drawn, torch.searchsorted(summed_v, whole_1)[:, 0])
-    return targets_bs.masked_scatter(wanted_bs, drawn)
+    return torch.minimum(drawn_s, torch.searchsorted(summed_sv, whole_s1)[:, 0])
 
 
 def _core_pass(

@@ -5,13 +5,14 @@ For ``y = W h`` a sample's gradient is ``G = sum over its tokens of g a^T`` with
 depends on that row alone, so the row's slices of ``a`` and ``g`` give its own gradient.
 
 Letters in names: ``o`` outputs and ``i`` inputs of a layer, ``b`` rows of a batch, ``t`` tokens, ``p`` positions that
-predict a response token in some row, ``v`` the vocabulary.
+predict a response token of their row, all rows one after another, ``v`` the vocabulary, ``h`` the hidden size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from holdfast.core.errors import ConfigError, DataError, NumericsError, did_you_mean
+from holdfast.core.errors import ConfigError, DataError, LayerError, NumericsError, did_you_mean
 from holdfast.curvature.passes import at_least_float32, check_pass, full_precision, longest_first, untouched
 from holdfast.data.batches import IGNORE, Batch, Encoded, collate
 from holdfast.layers.address import Layer, LayerMap
@@ -50,7 +51,7 @@ def sample_gradients(
     ``grad`` and ``requires_grad``, modes.
 
     Args:
-        batch_size: Rows in one forward and backward.
+        batch_size: Rows in one forward and backward, as in `backward_pass`.
         basis: By group, a matrix ``U (i, i)`` for that input: the consumer gets ``G U``. Inputs are rotated, once for
             all layers that share one: where rows are shorter than layers are wide, far less work than ``G U``.
     Raises:
@@ -66,7 +67,7 @@ def sample_gradients(
         return split if basis is None else _Rotated(basis, split)
 
     def losses(batch: Batch) -> Tensor:
-        return row_losses(*response_logits(loaded.model, batch), loss)
+        return row_losses(response_logits(loaded.model, batch), loss)
 
     backward_pass(loaded, rows, layers, losses, watch, batch_size)
 
@@ -92,6 +93,8 @@ def backward_pass(
     """Run every row forward and backward, longest first, and show each layer's inputs and output gradients.
 
     Args:
+        batch_size: Of the longest rows in one forward and backward; of shorter ones as many more as have no more tokens
+            together, padding included.
         losses: The loss of each row of a batch, ``(b,)``, from a forward of the model.
         watch: Called before each batch with the numbers of its rows in ``rows``; what it returns gets the pairs.
     Raises:
@@ -107,10 +110,8 @@ def backward_pass(
                 f"Row {row.id!r} has no loss: got no response token after the first, expected at least 1. "
                 "Do: give rows with answers (ChatFormat.training)."
             )
-    order = longest_first(rows)
     with untouched(loaded.model), torch.enable_grad():
-        for start in range(0, len(order), batch_size):
-            numbers = order[start : start + batch_size]
+        for numbers in _batches(rows, batch_size):
             batch = collate([rows[n] for n in numbers], loaded.chat.pad_id).to(loaded.model.device)
             with stream_pairs(layers, watch(numbers)):
                 losses_b = losses(batch)
@@ -118,21 +119,62 @@ def backward_pass(
                 torch.autograd.backward(losses_b.sum())
 
 
-def response_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits and targets, ``(b, p, v)`` and ``(b, p)``; the head runs only at positions that some row needs.
+def _batches(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
+    """Row numbers, longest first: no batch has more tokens than ``batch_size`` of the longest rows."""
+    order = longest_first(rows)
+    tokens = batch_size * len(rows[order[0]])
+    start = 0
+    while start < len(order):
+        size = tokens // len(rows[order[start]])
+        yield order[start : start + size]
+        start += size
 
-    Targets are `IGNORE` at positions that the row itself does not need.
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Predictions:
+    """What a model says at each position that predicts a response token of its row, row by row."""
+
+    logits_pv: Tensor
+    """In at least float32."""
+    targets_p: Tensor
+    """The row's own tokens."""
+    counts_b: Tensor
+    """How many positions each row has, on the CPU."""
+
+
+def response_logits(model: Any, batch: Batch) -> Predictions:
+    """Run the model; its head sees only the positions that are needed, whatever the other rows of the batch need.
+
+    Raises:
+        LayerError: The head is not the last thing but for entrywise functions that the model runs.
     """
     targets_bt = pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
-    at_p = (targets_bt != IGNORE).any(0).nonzero()[:, 0]
-    logits_bpv = at_least_float32(model(**batch.model_inputs(), logits_to_keep=at_p).logits)
-    return logits_bpv, targets_bt[:, at_p].to(logits_bpv.device)
+    wanted_bt = targets_bt != IGNORE
+    at_p = wanted_bt.flatten().nonzero()[:, 0]
+
+    def pick(head: Any, given: tuple[Tensor, ...]) -> Tensor:
+        return given[0].flatten(0, 1).index_select(0, at_p.to(given[0].device))[None]
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        logits_1pv = model(**batch.model_inputs()).logits
+    finally:
+        handle.remove()
+    if tuple(logits_1pv.shape[:-1]) != (1, len(at_p)):
+        raise LayerError(
+            f"cannot read the predictions of {type(model).__name__}: got logits of shape {tuple(logits_1pv.shape)}, "
+            f"expected (1, {len(at_p)}, vocabulary) from a head that is run last. Do: use another model."
+        )
+    logits_pv = at_least_float32(logits_1pv[0])
+    targets_p = targets_bt.flatten()[at_p].to(logits_pv.device)
+    return Predictions(logits_pv, targets_p, wanted_bt.sum(1).cpu())
 
 
-def row_losses(logits_bpv: Tensor, targets_bp: Tensor, loss: Reduction) -> Tensor:
-    """The loss of each row, ``(b,)``: cross-entropy at the positions that have a target."""
-    each_bp = cross_entropy(logits_bpv.transpose(1, 2), targets_bp, reduction="none", ignore_index=IGNORE)
-    return each_bp.sum(1) / (targets_bp != IGNORE).sum(1) if loss == "mean" else each_bp.sum(1)
+def row_losses(predicted: Predictions, loss: Reduction) -> Tensor:
+    """The loss of each row, ``(b,)``: cross-entropy at its positions."""
+    each_p = cross_entropy(predicted.logits_pv, predicted.targets_p, reduction="none")
+    counts = predicted.counts_b.tolist()
+    return torch.stack([own.mean() if loss == "mean" else own.sum() for own in torch.split(each_p, counts)])
 
 
 class _Rotated:
