@@ -13,7 +13,7 @@ help: ## print this
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lm-eval,tensorboard]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lm-eval,tensorboard,verify]'
 	touch $@
 
 setup: $(READY) ## make the virtual environment with the pinned packages
