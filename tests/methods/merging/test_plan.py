@@ -128,7 +128,10 @@ def test_adapters_of_unlike_layers_are_joined_and_it_is_said() -> None:
         "2 adapters, 3 layers, ranks 2 to 3.",
         "expert-0 does not touch 1 of them: its change there is 0.",
         "expert-1 does not touch 1 of them: its change there is 0.",
+        "Full Fisher matrices of up to 25 coordinates see 4 rows of an adapter, so at most as many directions: more "
+        "rows, or fisher: block, which needs fewer, may keep more.",
     )
+    assert len(plan(MergingConfig(fisher="block"), tiny("llama"), [first, second]).notes()) == 3
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3"])

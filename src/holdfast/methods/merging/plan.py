@@ -73,7 +73,7 @@ class MergePlan:
         return replace(self, config=self.config.model_copy(update={"weights": weights}))
 
     def notes(self) -> tuple[str, ...]:
-        """What is merged, and which layers some adapters do not touch."""
+        """What is merged, which layers some adapters do not touch, and whether full matrices have few rows."""
         ranks = sorted({delta.rank for each in self.deltas.values() for delta in each if bool(delta.B.any())} or {0})
         made = f"{len(self.origin.names)} adapters, {len(self.deltas)} layers, ranks {ranks[0]} to {ranks[-1]}."
         absent = {
@@ -87,7 +87,25 @@ class MergePlan:
                 for name, count in absent.items()
                 if count
             ),
+            *self._few_rows(),
         )
+
+    def _few_rows(self) -> tuple[str, ...]:
+        if self.config.rule != "sst" or self.config.fisher != "full":
+            return ()
+        size, rows = max(map(_coordinates, self.deltas.values())), min(self.origin.n_rows)
+        if rows >= size:
+            return ()
+        return (
+            f"Full Fisher matrices of up to {size} coordinates see {rows} rows of an adapter, so at most as many "
+            "directions: more rows, or fisher: block, which needs fewer, may keep more.",
+        )
+
+
+def _coordinates(deltas: Sequence[LowRank]) -> int:
+    """Most core coordinates that a layer can have."""
+    rank = sum(delta.rank for delta in deltas)
+    return min(deltas[0].shape[0], rank) * min(deltas[0].shape[1], rank)
 
 
 def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Expert]) -> MergePlan:
