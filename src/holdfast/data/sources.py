@@ -6,10 +6,10 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -19,9 +19,11 @@ from holdfast.core.files import sha256_of
 from holdfast.data import files, lab
 from holdfast.data.examples import Example
 from holdfast.data.formats import FORMATS, Format, Row
+from holdfast.data.formats.injection import attacks_near, read_attacks
 
 LAB_ROWS = 500
 """Rows of a lab family when ``rows`` is not given: a generator has no end of its own."""
+T = TypeVar("T")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -86,7 +88,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """Records of one file or one hub split."""
 
     records: Sequence[Mapping[str, Any]]
@@ -129,7 +131,7 @@ def check_source(config: SourceConfig) -> None:
     Raises:
         ConfigError: an unknown format, lab family or column, or a key that this kind of source does not use.
     """
-    _refuse_unused(config)
+    refuse_unused(config)
     if config.source.startswith("lab/"):
         lab.FAMILIES[config.source.removeprefix("lab/")]
     elif adapter := _named_format(config):
@@ -159,7 +161,8 @@ def read_source(config: SourceConfig) -> Loaded:
     )
 
 
-def _refuse_unused(config: SourceConfig) -> None:
+def refuse_unused(config: SourceConfig) -> None:
+    """Refuse keys that this kind of source does not use, and settings that exclude each other."""
     in_lab = config.source.startswith("lab/")
     unused = [key for key in ("format", "columns", "subset", "part", "attacks") if in_lab and getattr(config, key)]
     if config.attacks and config.format != "bipia":
@@ -218,21 +221,22 @@ def _named_format(config: SourceConfig) -> Format | None:
 
 def _local(config: SourceConfig, path: Path) -> Loaded:
     adapter = _format(config)
-    paths = _files_in(path) if path.is_dir() else [path]
+    paths = files_in(path) if path.is_dir() else [path]
     headerless, needs = (adapter.headerless, adapter.needs) if adapter else ((), ())
-    parts = [_Part(files.read_records(p, headerless, needs), files.stem_of(p), str(p)) for p in paths]
+    parts = [Part(files.read_records(p, headerless, needs), files.stem_of(p), str(p)) for p in paths]
     hashes = {p.name: sha256_of(p) for p in paths}
     attacks = None
     if adapter and adapter.name == "bipia":
-        attack_file = Path(config.attacks).expanduser() if config.attacks else _attacks_near(paths[0])
-        attacks, hashes[attack_file.name] = _read_attacks(attack_file), sha256_of(attack_file)
+        attack_file = Path(config.attacks).expanduser() if config.attacks else attacks_near(paths[0])
+        attacks, hashes[attack_file.name] = read_attacks(attack_file), sha256_of(attack_file)
     examples = _adapt(parts, adapter, config, attacks)
     if config.split:
         examples = _only(examples, config)
-    return _drawn(examples, config, hashes, adapter, config.split)
+    return _loaded(examples, config, hashes, adapter, config.split)
 
 
-def _files_in(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
+    """The files of rows in a folder, by name."""
     found = sorted(p for p in folder.iterdir() if p.is_file() and files.kind_of(p))
     if not found:
         raise DataError(
@@ -252,37 +256,15 @@ def _only(examples: list[Example], config: SourceConfig) -> list[Example]:
     return kept
 
 
-def _attacks_near(contexts: Path) -> Path:
-    """BIPIA keeps ``email/train.jsonl`` beside ``text_attack_train.json``, one folder up."""
-    name = f"text_attack_{files.stem_of(contexts)}.json"
-    for folder in (contexts.parent, contexts.parent.parent):
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(
-        f"{contexts}: no attacks, expected {name} beside it or one folder up. Do: name the file in 'attacks'."
-    )
-
-
-def _read_attacks(path: Path) -> dict[str, tuple[str, ...]]:
-    if not path.is_file():
-        raise DataError(f"Cannot read attacks from {path}: no such file.")
-    try:
-        given = json.loads(files.decode(path, path.read_bytes()))
-    except json.JSONDecodeError as problem:
-        raise DataError(f"{path} is not JSON: {problem}. Do: fetch the file again.") from problem
-    if not isinstance(given, dict) or not all(isinstance(v, list) and v for v in given.values()):
-        raise DataError(f"{path}: expected an object of attack categories, each with a list of instructions.")
-    return {category: tuple(map(str, payloads)) for category, payloads in given.items()}
-
-
 def _hub(config: SourceConfig, ident: str, subset: str | None, split: str, adapter: Format | None) -> Loaded:
-    records = _from_hub(ident, subset, split)
-    part = _Part(records, subset or ident, f"{ident} ({split})", split)
+    records = from_hub(ident, subset, split)
+    part = Part(records, subset or ident, f"{ident} ({split})", split)
     examples = _adapt([part], adapter, config, None)
-    return _drawn(examples, config, {ident: _digest(records)}, adapter, split)
+    return _loaded(examples, config, {ident: _digest(records)}, adapter, split)
 
 
-def _from_hub(ident: str, subset: str | None, split: str) -> list[dict[str, Any]]:
+def from_hub(ident: str, subset: str | None, split: str) -> list[dict[str, Any]]:
+    """The records of one split of a set on the hub."""
     import datasets
 
     try:
@@ -304,13 +286,13 @@ def _digest(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _adapt(
-    parts: Sequence[_Part], adapter: Format | None, config: SourceConfig, attacks: Mapping[str, tuple[str, ...]] | None
+    parts: Sequence[Part], adapter: Format | None, config: SourceConfig, attacks: Mapping[str, tuple[str, ...]] | None
 ) -> list[Example]:
     examples: list[Example] = []
     for part in parts:
         present = {str(name) for record in part.records for name in record}
         chosen = adapter or FORMATS["messages" if "messages" in {*present, *config.columns} else "prompt_answer"]
-        _check_columns(part, present, chosen, config)
+        check_columns(part, present, chosen, config)
         for index, record in enumerate(part.records):
             renamed = {**record, **{ours: record.get(theirs) for ours, theirs in config.columns.items()}}
             row = Row(renamed, index, part.stem, split=part.split, seed=config.seed, attacks=attacks)
@@ -318,7 +300,7 @@ def _adapt(
     return _distinct(examples)
 
 
-def _check_columns(part: _Part, present: set[str], adapter: Format, config: SourceConfig) -> None:
+def check_columns(part: Part, present: set[str], adapter: Format, config: SourceConfig) -> None:
     """Every mapped column is one the format reads and exists, and every one it needs is there or mapped."""
     _check_names(adapter, config)
     for ours, theirs in config.columns.items():
@@ -355,42 +337,49 @@ def _distinct(examples: list[Example]) -> list[Example]:
     return examples
 
 
-def _in_part(examples: list[Example], config: SourceConfig) -> list[Example]:
-    """Those whose place lies in ``part``; all of them without one."""
+def in_part(rows: Sequence[T], config: SourceConfig, key: Callable[[T], str]) -> list[T]:
+    """Those whose place lies in ``part``, all of them without one; a row's place is the hash of its ``key``."""
     if config.part is None:
-        return examples
+        return list(rows)
     low, high = config.part
-    kept = [example for example in examples if low <= _place(example) < high]
-    if examples and not kept:
+    kept = [row for row in rows if low <= _place(key(row)) < high]
+    if rows and not kept:
         raise DataError(
-            f"{config.source} has no row in part {[low, high]}, got {len(examples)} rows in all. "
+            f"{config.source} has no row in part {[low, high]}, got {len(rows)} rows in all. "
             "Do: widen the part, or take a larger file."
         )
     return kept
 
 
-def _place(example: Example) -> float:
-    """Where a row stands between 0 and 1: the same for all rows of one group, and for one prompt in any file."""
-    key = example.group or json.dumps([(message.role, message.content) for message in example.messages])
+def drawn(rows: Sequence[T], config: SourceConfig) -> list[T]:
+    """The seeded subset of ``rows`` or ``at_most``, in file order."""
+    if not rows:
+        raise DataError(f"{config.source} gave no examples, expected at least one. Do: check the file and its format.")
+    if config.rows is not None and len(rows) < config.rows:
+        raise DataError(
+            f"{config.source} has {len(rows)} rows, expected at least {config.rows}. "
+            f"Do: lower 'rows' to {len(rows)} or leave it out."
+        )
+    count = config.rows or config.at_most
+    if count is None or count >= len(rows):
+        return list(rows)
+    return [rows[i] for i in sorted(random.Random(f"rows/{config.seed}").sample(range(len(rows)), count))]
+
+
+def _key(example: Example) -> str:
+    """The same for all rows of one group, and for one prompt in any file."""
+    return example.group or json.dumps([(message.role, message.content) for message in example.messages])
+
+
+def _place(key: str) -> float:
+    """Where a row stands between 0 and 1."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
-def _drawn(
+def _loaded(
     examples: list[Example], config: SourceConfig, hashes: Mapping[str, str], adapter: Format | None, split: str
 ) -> Loaded:
-    """The seeded subset of ``rows`` or ``at_most`` examples of the part, in file order."""
-    examples = _in_part(examples, config)
-    if not examples:
-        raise DataError(f"{config.source} gave no examples, expected at least one. Do: check the file and its format.")
-    kept = examples
-    if config.rows is not None and len(examples) < config.rows:
-        raise DataError(
-            f"{config.source} has {len(examples)} rows, expected at least {config.rows}. "
-            f"Do: lower 'rows' to {len(examples)} or leave it out."
-        )
-    count = config.rows or config.at_most
-    if count is not None and count < len(examples):
-        chosen = sorted(random.Random(f"rows/{config.seed}").sample(range(len(examples)), count))
-        kept = [examples[i] for i in chosen]
+    examples = in_part(examples, config, _key)
+    kept = drawn(examples, config)
     name = adapter.name if adapter else "auto"
     return Loaded(kept, Provenance(config.source, name, split, len(kept), len(examples), config.seed, dict(hashes)))

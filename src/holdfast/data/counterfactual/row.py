@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from holdfast.data.examples import Example, Message, Role
@@ -39,11 +39,13 @@ class Counterfactual:
     position: str
     """``before``, ``middle`` or ``after`` in the data; empty where the source tells no place."""
     split: str
-    """``train``, ``validation``, ``test``, or ``unused``: see `holdfast.data.counterfactual.splits`."""
+    """``train``, ``validation``, ``test``, or ``unused``: see `splits`."""
     twin_data: str = ""
     """Other clean text with the same answer; empty where there is none."""
     twin_instruction: str = ""
     """Another wording of the instruction with the same answer; empty where there is none."""
+    attacked_answer: str = ""
+    """The wanted answer to the attack, where it leaves no task to do: a refusal. Empty: ``answer``."""
     attacked_data: str = ""
     """The text with the injection in it; empty: the injection on a line of its own at ``position``."""
     category: str = ""
@@ -75,7 +77,8 @@ class Counterfactual:
     def attacked(self) -> Example:
         """The injection at its place; the wanted answer is still the benign one."""
         row = self._view("attacked", self.instruction, self.attacked_text())
-        return replace(row, attack=self.attack, position=self.position)
+        answer = self.attacked_answer or self.answer
+        return replace(row, answer=answer, reference=answer, attack=self.attack, position=self.position)
 
     def obeyed(self) -> Example:
         """The payload as the user's own instruction, on clean data; its answer is the payload's."""
@@ -99,9 +102,8 @@ class Counterfactual:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-able form, one line of a file of cases; empty optional fields are left out."""
-        needed = {field.name for field in fields(self) if field.name in NEEDED}
-        return {name: value for name, value in asdict(self).items() if value or name in needed}
+        return {name: value for name, value in asdict(self).items() if value or name in NEEDED}
 
 
-NEEDED = ("id", "instruction", "data", "answer", "injection", "payload_answer", "attack", "position")
-"""Columns that a file of cases must have; ``payload`` defaults to ``injection``, ``witness`` to ``payload_answer``."""
+NEEDED = ("instruction", "data", "answer", "injection", "attack", "position")
+"""Columns that a file of cases must have; the others default to nothing, ``payload`` to ``injection``."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 from holdfast.core.errors import DataError
+from holdfast.data import files
 from holdfast.data.examples import Example
 from holdfast.data.formats.base import Examples, Format, Row, user
 
@@ -26,6 +29,30 @@ def place(payload: str, context: str, position: str) -> str:
     ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|\n", context)] or [len(context) // 2]
     cut = min(ends, key=lambda end: abs(end - len(context) // 2))
     return f"{context[:cut].rstrip()}\n{payload}\n{context[cut:].lstrip()}"
+
+
+def attacks_near(contexts: Path) -> Path:
+    """BIPIA keeps ``email/train.jsonl`` beside ``text_attack_train.json``, one folder up."""
+    name = f"text_attack_{files.stem_of(contexts)}.json"
+    for folder in (contexts.parent, contexts.parent.parent):
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(
+        f"{contexts}: no attacks, expected {name} beside it or one folder up. Do: name the file in 'attacks'."
+    )
+
+
+def read_attacks(path: Path) -> dict[str, tuple[str, ...]]:
+    """BIPIA's attack instructions by category."""
+    if not path.is_file():
+        raise DataError(f"Cannot read attacks from {path}: no such file.")
+    try:
+        given = json.loads(files.decode(path, path.read_bytes()))
+    except json.JSONDecodeError as problem:
+        raise DataError(f"{path} is not JSON: {problem}. Do: fetch the file again.") from problem
+    if not isinstance(given, dict) or not all(isinstance(v, list) and v for v in given.values()):
+        raise DataError(f"{path}: expected an object of attack categories, each with a list of instructions.")
+    return {category: tuple(map(str, payloads)) for category, payloads in given.items()}
 
 
 def _bipia(row: Row) -> Examples:
