@@ -10,6 +10,7 @@ import typer
 
 from holdfast import __version__
 from holdfast.cli import doctor, listing, measure, merge, repair, run
+from holdfast.cli.data import data
 from holdfast.cli.verify import verify
 from holdfast.core.errors import HoldfastError
 from holdfast.recipes.processes import say_last
@@ -38,6 +39,7 @@ for command in (
 ):
     app.command(name={"evaluate": "eval", "list_": "list"}.get(command.__name__))(command)
 app.add_typer(verify, name="verify")
+app.add_typer(data, name="data")
 
 
 def _version(wanted: bool) -> None:

@@ -176,9 +176,11 @@ def contexts(rows: Sequence[Row]) -> list[Counterfactual]:
 
 
 def _attacks_on(row: Row, group: str, dealer: Dealer) -> Iterator[Counterfactual]:
+    if not row.attacks:
+        raise DataError(f"{row.where}: no attacks to pair it with. Do: name BIPIA's text_attack_*.json in 'attacks'.")
     own = own_split(row)
     split = own or hashed(group)
-    for category, payloads in sorted((row.attacks or {}).items()):
+    for category, payloads in sorted(row.attacks.items()):
         fitting = [text for text in payloads if own or hashed(text) == split]
         if not fitting:
             continue

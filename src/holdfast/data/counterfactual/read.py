@@ -81,7 +81,10 @@ def _all(source: SourceConfig) -> list[Counterfactual]:
         for part, attacks in zip(parts, _attacks(source, chosen, paths), strict=True)
         for index, record in enumerate(part.records)
     ]
-    return with_splits(chosen.read(rows))
+    cases = chosen.read(rows)
+    if not cases:
+        raise DataError(f"{source.source} gave no cases, expected at least one. Do: give more rows.")
+    return with_splits(cases)
 
 
 def _parts(source: SourceConfig) -> tuple[list[Part], list[Path | None]]:
