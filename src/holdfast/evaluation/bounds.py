@@ -175,7 +175,7 @@ def gaussian_kl(
     Reference:
         Langford & Caruana, (Not) Bounding the True Error, NIPS 2001.
 
-    >>> gaussian_kl(655.36, prior_sigma=0.1)
+    >>> gaussian_kl(16384.0, prior_sigma=0.5)
     32768.0
     """
     sigma = prior_sigma if posterior_sigma is None else posterior_sigma
