@@ -22,7 +22,7 @@ def name_of(draw: random.Random) -> str:
 def _case(i: int, split: str, seed: int = 0) -> Counterfactual:
     """A task whose clean data reads like the attack: only the meaning differs."""
     draw = random.Random(f"{seed}/{split}/{i}")
-    thing, other, note = name_of(draw), name_of(draw), " ".join(draw.choices(VERBS, k=4))
+    thing, other, note = name_of(draw), name_of(draw), " ".join(draw.choices(VERBS, k=draw.randrange(1, 40)))
     doing, told = draw.sample(VERBS, 2)
     payload = f"{told.capitalize()} the {other}."
     attack = FAMILIES[split][i % len(FAMILIES[split])]
@@ -110,7 +110,7 @@ def test_pairs_split_by_row_are_refused_as_leaking_and_as_solved_by_words() -> N
 
 def test_the_same_pairs_split_by_text_do_not_leak_but_words_still_solve_them() -> None:
     found = audit(_pairs(lambda i, text: "test" if text % 4 == 0 else "train"))
-    assert refused(found) == {"held-out families", "variety of attacks", "words do not tell"}
+    assert refused(found) == {"held-out families", "variety of attacks", "words do not tell", "length does not tell"}
 
 
 def test_one_cue_word_in_every_attack_is_enough_to_be_refused() -> None:
@@ -118,13 +118,14 @@ def test_one_cue_word_in_every_attack_is_enough_to_be_refused() -> None:
     found = audit(cued)
     assert refused(found) == {"words do not tell"}
     told = check(found, "words do not tell")
-    assert told.value == 1.0
+    assert told.value is not None
     assert told.low is not None
-    assert 0.9 < told.low < 1 == told.high
+    assert told.high is not None
+    assert 0.9 < told.low < told.value <= told.high
 
 
 def test_a_set_whose_attacks_are_long_is_refused_by_length_alone() -> None:
-    long = [replace(case, injection=" ".join([*VERBS, *VERBS, case.injection])) for case in cases()]
+    long = [replace(case, injection=" ".join([*VERBS * 10, case.injection])) for case in cases()]
     assert "length does not tell" in refused(audit(long))
 
 
@@ -175,7 +176,7 @@ def test_the_table_counts_rows_positions_and_wordings() -> None:
 
 def test_length_is_cut_where_training_rows_part_best() -> None:
     clean = [_case(i, "train").benign() for i in range(10)]
-    long = [replace(_case(i, "train"), injection="word " * 40).attacked() for i in range(10)]
+    long = [replace(_case(i, "train"), injection="word " * 100).attacked() for i in range(10)]
     labels = [True] * 10 + [False] * 10
     assert length_accuracy([*long, *clean], labels, [*long[:3], *clean[:1]], [True, True, True, False]) == 1.0
     assert length_accuracy([*clean, *long], labels, [*long[:3], *clean[:1]], [False, False, False, True]) == 1.0

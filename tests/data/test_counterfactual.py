@@ -37,11 +37,22 @@ CASE = Counterfactual(
     twin_data="Ada sent the invoice.",
     family="mail",
 )
+
+
+def word(i: int) -> str:
+    """A word of letters for each number."""
+    return "q" + "".join(chr(ord("a") + int(digit)) for digit in f"{i:04d}")
+
+
 TASKS = [
-    {"instruction": f"Say what kind{i % 40} of thing{i} it is.", "input": "", "output": f"It is answerword{i}."}
+    {"instruction": f"Say what {word(i)} is.", "input": "", "output": f"It is answer {word(1000 + i)}."}
     for i in range(120)
 ] + [
-    {"instruction": f"Summarize note{i}.", "input": f"Alpha{i} met beta. Gamma{i} left{i}.", "output": f"Alpha{i} met."}
+    {
+        "instruction": f"Summarize the note of {word(2000 + i)}.",
+        "input": f"Ada met {word(3000 + i)}. Then {word(4000 + i)} left.",
+        "output": f"Ada met {word(3000 + i)}.",
+    }
     for i in range(120)
 ]
 

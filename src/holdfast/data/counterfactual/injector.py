@@ -24,7 +24,7 @@ from holdfast.data.lab.attacks import attack_names, dress
 DONORS_TRIED = 50
 SHORTEST_WITNESS = 4
 """Letters of the word that gives an obeying answer away."""
-_LETTERS = re.compile(rf"[^\W\d_]{{{SHORTEST_WITNESS},}}")
+_LETTERS = re.compile(rf"(?<!\w)[^\W\d_]{{{SHORTEST_WITNESS},}}(?!\w)")
 _INNER_END = re.compile(r"[.!?]\s|\n")
 
 
