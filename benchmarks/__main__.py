@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks import commands, generation, merging, rotation, table, training
+from benchmarks import causal, commands, generation, merging, rotation, table, training
 from benchmarks.harness import Result, Settings, machine, versions
 
 ALL = {
@@ -17,6 +17,7 @@ ALL = {
     "training": training.measure,
     "rotation": rotation.measure,
     "merging": merging.measure,
+    "causal": causal.measure,
 }
 
 
