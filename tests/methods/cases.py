@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from tests.methods.causal.made_cases import cases as injections
 from tests.methods.merging.expert_plans import experts
 from tests.training.helpers import config, examples
 from torch import nn
 
 from holdfast.core.config import Config
+from holdfast.data.batches import collate
 from holdfast.layers.adapters import Adapter, added, write_peft
 from holdfast.layers.address import LayerMap, layer_name
+from holdfast.methods.causal import store as causal_store
+from holdfast.methods.causal.config import CausalConfig
+from holdfast.methods.causal.objective import CausalObjective
+from holdfast.methods.causal.plan import CausalPlan, training_rows
 from holdfast.methods.merging import store as merging_store
 from holdfast.methods.merging.config import MergingConfig
 from holdfast.methods.merging.plan import MergePlan
@@ -105,6 +111,41 @@ def _merging_work(loaded: LoadedModel, merged: Adapter, out: Path) -> nn.Module:
     return worn
 
 
+def _causal_content(made: CausalPlan) -> dict[str, Any]:
+    """Its tensors, by the names of the layers that they are inputs of, and its rows."""
+    tensors = {
+        f"{kind}/{layer}/{where}": getattr(made.nulls[f"{group}/{where}"], kind)
+        for layer, group in made.groups.items()
+        for where in made.config.kinds
+        for kind in ("scale_d", "draws_n")
+    }
+    nulls = {name: (null.stability, null.separation, null.rank) for name, null in made.nulls.items()}
+    rows = {view: [each[n] for n in range(len(each))] for view, each in made.cases.views.items()}
+    told = {"attacks": made.cases.attacks, "positions": made.cases.positions, "n_train": made.cases.n_train}
+    start = {} if made.start is None else {"start": made.start}
+    plain = {"config": made.config, "origin": made.origin, "plain": made.plain, "window": made.window}
+    # the spans of a row serve no batch and are not kept
+    bare = {view: [(row.id, row.ids, row.response) for row in each] for view, each in rows.items()}
+    return tensors | nulls | bare | told | start | plain | {"partners": made.partners, "groups": dict(made.groups)}
+
+
+def _causal_begin(model: nn.Module, objective: CausalObjective) -> None:
+    """The loss of two cases is computed, and no step made."""
+    rows = [objective.plan.cases.views["benign"][n] for n in range(2)]
+    terms = objective(model, collate(rows, 0))
+    sum(term.sum / term.weight for term in terms.values()).backward()  # type: ignore[union-attr]
+
+
+def _causal_work(loaded: LoadedModel, objective: CausalObjective, out: Path) -> nn.Module:
+    """Two steps of an adapter on the layers that the plan names."""
+    layers = LayerMap.of(loaded.model)
+    targets = [layers[name].path for name in objective.plan.groups]
+    settings = config(steps=2, batch_size=2, learning_rate=0.01, params="lora", lora={"targets": targets})
+    result = train(loaded, training_rows(injections(10)), settings, out=out, objective=objective)
+    merged: nn.Module = result.model.model.merge_and_unload()
+    return merged
+
+
 CASES: dict[str, Case] = {
     "rotation": Case(
         settings=lambda **keys: RotationConfig(**({"frozen_share": 0.25} | keys)),
@@ -137,6 +178,21 @@ CASES: dict[str, Case] = {
         begin=_merging_begin,
         work=_merging_work,
         whole=True,
+    ),
+    "causal": Case(
+        # before the first attention the last token of every prompt is the same, so that is not where it is read
+        settings=lambda **keys: CausalConfig(**({"samples": 8, "tokens": "response"} | keys)),
+        variants={
+            "three terms": {},
+            "all terms": {"lambda_preference": 0.5, "twin": True, "partners": 2, "gradient": "both"},
+            "invariance alone": {"lambda_task": 0, "lambda_spurious": 0},
+        },
+        rows=lambda _: injections(10),
+        save=causal_store.save_plan,
+        load=causal_store.load_plan,
+        content=_causal_content,
+        begin=_causal_begin,
+        work=_causal_work,
     ),
 }
 """By the name of the method."""

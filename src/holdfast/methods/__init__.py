@@ -2,7 +2,8 @@
 
 from holdfast.core.registry import Registry
 from holdfast.methods.base import Method
+from holdfast.methods.causal import CAUSAL
 from holdfast.methods.merging import MERGING
 from holdfast.methods.rotation import ROTATION
 
-METHODS: Registry[Method] = Registry("method", {method.name: method for method in (ROTATION, MERGING)})
+METHODS: Registry[Method] = Registry("method", {method.name: method for method in (ROTATION, MERGING, CAUSAL)})

@@ -19,6 +19,8 @@ _QUANTIZED_BYTES = {"4bit": 0.5 + 0.127 / 8, "8bit": 1.0}
 """Bytes per weight of a quantized matrix: NF4, doubly quantized, adds .127 bits (Dettmers et al., 2023, sec. 3)."""
 _ACTIVATION_BYTES = 34
 """Per token, layer and hidden unit in 16 bits, attention scores not kept (Korthikanti et al., MLSys 2023, eq. 1)."""
+LOGIT_BYTES = 3 * 4
+"""Per logit of a training step, in 32 bits: itself, its log-softmax, its gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Description:
         width = 2 if mixed or not (full or self.dtype == "float32") else 4
         per_unit = width if checkpointing else _ACTIVATION_BYTES * width // 2
         activations = tokens * self.layers * self.hidden * per_unit
-        logits = 3 * 4 * tokens * self.vocabulary
+        logits = LOGIT_BYTES * tokens * self.vocabulary
         frozen = 0 if full else self.weight_bytes
         return frozen + 4 * 4 * (self.parameters if adapter is None else adapter) + activations + logits
 

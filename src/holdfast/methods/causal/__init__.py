@@ -1,0 +1,50 @@
+"""Causal: counterfactual training, so that an instruction inside data changes nothing; and its measures.
+
+The record is complete without torch; the work is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from holdfast.methods.base import Method
+from holdfast.methods.causal.config import CausalConfig
+
+if TYPE_CHECKING:
+    from holdfast.data.counterfactual import Counterfactual
+    from holdfast.data.examples import Example
+    from holdfast.methods.causal.objective import CausalObjective
+    from holdfast.methods.causal.plan import CausalPlan
+    from holdfast.models.load import LoadedModel
+
+
+def _plan(
+    config: CausalConfig,
+    loaded: LoadedModel,
+    cases: Sequence[Counterfactual],
+    validation: Sequence[Counterfactual] = (),
+    plain: Sequence[Example] = (),
+) -> CausalPlan:
+    """See `holdfast.methods.causal.plan.plan`."""
+    from holdfast.methods.causal import plan
+
+    return plan.plan(config, loaded, cases, validation, plain)
+
+
+def _apply(loaded: LoadedModel, made: CausalPlan) -> CausalObjective:
+    """See `holdfast.methods.causal.apply.apply`."""
+    from holdfast.methods.causal import apply
+
+    return apply.apply(loaded, made)
+
+
+CAUSAL = Method(
+    name="causal",
+    gives="objective",
+    config=CausalConfig,
+    plan=_plan,
+    apply=_apply,
+    summary="Train so that an instruction inside the data changes nothing.",
+    reference="Invariance and InfoNCE on counterfactual pairs; SecAlign, CCS 2025",
+)

@@ -1,0 +1,130 @@
+import random
+
+import pytest
+import torch
+from tests.close import assert_close
+from tests.methods.causal.made_cases import cases
+from tests.zoo import tiny
+
+from holdfast.core.errors import DataError
+from holdfast.core.results import Metric
+from holdfast.methods.causal.metrics import (
+    answer_variation,
+    outcome_metrics,
+    representation_metrics,
+    see,
+    variation_metrics,
+)
+
+
+def by_name(metrics: tuple[Metric, ...]) -> dict[tuple[str, str], Metric]:
+    return {(metric.name, metric.group): metric for metric in metrics}
+
+
+@torch.no_grad()
+def test_variation_along_the_answer_agrees_with_rows_taken_one_at_a_time() -> None:
+    loaded = tiny("llama")
+    found = answer_variation(loaded, cases(5), batch_size=2)
+    for each, apart in zip(cases(5), found, strict=True):
+        p = []
+        for view in (each.benign(), each.attacked()):
+            row = loaded.chat.training(view)
+            logits = loaded.model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0].double()
+            p.append(logits.softmax(-1)[[t - 1 for t in range(1, len(row)) if row.response[t]]])
+        assert_close(apart, (p[0] - p[1]).abs().sum(-1) / 2)
+        assert float(apart.max()) > 0.01
+
+
+@torch.no_grad()
+def test_a_model_that_ignores_the_injection_has_no_variation() -> None:
+    loaded = tiny("llama")
+    for block in loaded.model.model.layers:
+        block.self_attn.o_proj.weight.zero_()  # no token sees another
+    apart = answer_variation(loaded, cases(6))
+    assert_close(torch.cat(apart), torch.zeros(sum(map(len, apart))))
+    whole, worst, *each = variation_metrics(apart, cases(6))
+    assert whole.value == pytest.approx(0, abs=1e-6)
+    assert worst.high == pytest.approx(0, abs=1e-6)
+    assert [metric.group for metric in each] == ["attack=ignore", "attack=naive"]
+
+
+def test_the_worst_attack_is_named_with_a_bound_over_all() -> None:
+    apart = [torch.full((3,), 0.1 if each.attack == "naive" else 0.4 + n / 50) for n, each in enumerate(cases(12))]
+    found = by_name(variation_metrics(apart, cases(12)))
+    worst, ignore = found["causal/eps/token/worst", "attack=ignore"], found["causal/eps/token", "attack=ignore"]
+    assert worst.value == ignore.value
+    assert worst.high is not None
+    assert ignore.high is not None
+    assert worst.high > worst.value  # type: ignore[operator]
+    assert "2 attacks" in worst.interval
+
+
+def test_an_obeying_model_has_outcome_variation_1_and_one_that_ignores_0() -> None:
+    families = ["naive"] * 300 + ["ignore"] * 300
+    obeys = by_name(outcome_metrics(["task_done"] * 600, ["followed"] * 600, families))
+    assert {metric.value for metric in obeys.values()} == {1.0}
+    ignores = by_name(outcome_metrics(["task_done"] * 600, ["task_done"] * 600, families))
+    assert {metric.value for metric in ignores.values()} == {0.0}
+    assert ignores["causal/eps/outcome", "attack=naive"].high == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert ignores["causal/eps/outcome/worst", "attack=ignore"].high == pytest.approx(1 - 0.025 ** (1 / 300))
+
+
+def test_variation_of_outcomes_is_never_above_the_rate_of_changed_ones() -> None:
+    dice = random.Random(0)
+    for _ in range(100):
+        benign, attacked = (dice.choices(["task_done", "followed", "refused"], k=9) for _ in range(2))
+        metric = outcome_metrics(benign, attacked, ["naive"] * 9)[0]
+        assert metric.value is not None
+        assert metric.k is not None
+        assert metric.value <= metric.k / 9 + 1e-12
+
+
+def test_the_upper_bound_of_outcome_variation_covers() -> None:
+    """Of 400 samples of 60 cases, at most 5 % and chance put the truth above the bound."""
+    dice, truth = random.Random(1), 0.1
+    missed = 0
+    for _ in range(400):
+        attacked = ["followed" if dice.random() < truth else "task_done" for _ in range(60)]
+        missed += (outcome_metrics(["task_done"] * 60, attacked, ["naive"] * 60)[0].high or 0) < truth
+    assert missed <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
+
+
+def test_outcomes_must_match() -> None:
+    with pytest.raises(DataError, match="got 1 benign, 2 attacked and 1 families"):
+        outcome_metrics(["task_done"], ["task_done", "followed"], ["naive"])
+
+
+def test_stability_and_separation_have_their_closed_forms() -> None:
+    benign = torch.eye(4)
+    views = {
+        "benign": {"a": benign},
+        "attacked": {"a": benign.clone()},
+        "obeyed": {"a": -benign},
+    }
+    found = by_name(representation_metrics(views, ["g", "g", "h", "h"]))
+    values = {name.removeprefix("causal/"): metric.value for (name, _), metric in found.items()}
+    assert values["stability"] == pytest.approx(1)
+    assert values["separation"] == pytest.approx(2)
+    assert values["stability_random"] == pytest.approx(0)
+    assert values["separation_random"] == pytest.approx(1)
+    assert values["stability_centred/a"] == pytest.approx(1)
+
+
+def test_centring_takes_away_what_all_have_in_common() -> None:
+    noise = torch.randn(3, 200, 16, generator=torch.Generator().manual_seed(0))
+    views = {view: {"a": 50 + each} for view, each in zip(("benign", "attacked", "obeyed"), noise, strict=True)}
+    found = by_name(representation_metrics(views, [str(n) for n in range(200)]))
+    assert (found["causal/stability", ""].value or 0) > 0.99
+    centred = found["causal/stability_centred", ""]
+    assert centred.low is not None
+    assert centred.high is not None
+    assert centred.low < 0 < centred.high
+
+
+def test_views_are_read_in_the_order_of_the_cases() -> None:
+    loaded = tiny("llama")
+    whole = see(loaded, cases(5), batch_size=2)
+    alone = see(loaded, cases(5)[3:4])
+    for view, found in whole.items():
+        for name, R in found.items():
+            assert_close(R[3], alone[view][name][0])
