@@ -90,7 +90,7 @@ def audit(cases: Sequence[Counterfactual], source: str = "", seed: int = 0) -> A
         cases: All splits together, with their faults: see `read_unchecked`.
         seed: For the draw of cases that the trivial classifier sees.
     """
-    splits = {name: [case for case in cases if case.split == name] for name in SPLITS}
+    splits: dict[str, list[Counterfactual]] = {name: [case for case in cases if case.split == name] for name in SPLITS}
     counts = Counter(case.split for case in cases)
     checks = (
         _validity(cases),
