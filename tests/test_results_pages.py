@@ -76,7 +76,8 @@ def made(ident: str, do: str, dials: Sequence[float], taken: float, seconds: flo
         "utility": [{"name": "lab/arithmetic"}],
         "weights": list(dials),
     }
-    metrics = [Metric(name="merging/weight", value=taken, n=1), Metric(name="merging/seconds", value=seconds, n=2)]
+    told = {"merging/weight": taken, "merging/seconds": seconds, "merging/truncation": seconds / 10}
+    metrics = [Metric(name=name, value=value, n=2) for name, value in told.items()]
     adapters = [{"adapter": name, "data": [{"rows": 8}]} for name in ("u", "s")]
     rows: dict[str, Any] = {"utility": [{"rows": 128}], "safety": [{"rows": 64}, {"rows": 64}]}
     return step(ident, do, metrics, int(seconds * 1e9), select=select, adapters=adapters, **rows)
@@ -111,16 +112,16 @@ BASE, ALONE, SAFE = Marks(0, 0, 0, 0, 20), Marks(0, 0, 0, 0, 50), Marks(60, 60, 
 
 def merging_run(folder: Path, curves: Mapping[str, Sequence[Marks]], taken: Mapping[str, int], seeds: int = 1) -> Path:
     """Rules with what they reach at weights 0, 1, ..., and which of these each took; the test rows answer alike."""
-    dials = [float(value) for value in range(len(next(iter(curves.values()))))]
+    dials = {rule: [float(value) for value in range(len(points))] for rule, points in curves.items()}
     chosen = {rule: points[taken[rule]] for rule, points in curves.items()}
     steps = [step(name, "train", steps=200, batch_size=16) for name in ("u", "s")]
     tried = {}
     for place, (rule, points) in enumerate(curves.items()):
         for seed in range(seeds):
-            steps.append(made(f"{rule}-{seed}", "merge", dials, float(taken[rule]), seconds=1.0 + place + seed))
+            steps.append(made(f"{rule}-{seed}", "merge", dials[rule], float(taken[rule]), seconds=1.0 + place + seed))
             log(folder / f"{rule}-{seed}" / "tried" / "first.jsonl", ALONE)
         tried[rule] = [
-            {w: log(folder / f"{rule}-{seed}" / "tried" / f"{w:g}.jsonl", points[int(w)]) for w in dials}
+            {w: log(folder / f"{rule}-{seed}" / "tried" / f"{w:g}.jsonl", points[int(w)]) for w in dials[rule]}
             for seed in range(seeds)
         ]
     steps += tabled(folder, "rules", {"utility": ALONE, "safety": SAFE, **chosen}, BASE, "utility", seeds)
@@ -163,6 +164,24 @@ def test_a_merge_that_wins_is_said_to_and_rules_not_run_are_named(script: Any, t
     assert met == "yes"
     assert starting(claims, "alignguard misses") == ("not in this run", "not told")
     assert starting(claims, "curve of task-arithmetic")[1] == "yes"
+
+
+def test_areas_are_compared_only_where_the_dials_have_as_many_values(script: Any, tmp_path: Path) -> None:
+    curves = {"sst": GOOD, "task-arithmetic": POOR, "random-subspace": POOR[:2], "fisher": [*POOR, POOR[2]]}
+    script("merging_results").main(merging_run(tmp_path, curves, dict.fromkeys(curves, 1)))
+    compared = [what for what in lines_of(tmp_path / "page.md") if what.startswith("curve of")]
+    assert compared == ["curve of task-arithmetic below that of sst", "curve of fisher below that of sst"]
+
+
+@pytest.mark.parametrize("page", ["merging_results", "rules_results"])
+def test_what_a_merge_loses_as_an_adapter_is_shown_of_merges_alone(
+    script: Any, tmp_path: Path, won: Path, page: str
+) -> None:
+    script(page).main(won)
+    rows = [line.strip("| ").split(" | ") for line in (tmp_path / "page.md").read_text(encoding="utf-8").splitlines()]
+    head = next(row for row in rows if "cut off" in row)
+    lost = {row[0]: row[head.index("cut off")] for row in rows if len(row) == len(head)}
+    assert (lost["sst"], lost["task-arithmetic"], lost["utility"]) == ("15 %", "25 %", "-")
 
 
 def test_a_merge_that_loses_is_said_to(script: Any, tmp_path: Path) -> None:

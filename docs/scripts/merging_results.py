@@ -116,6 +116,10 @@ class Cost:
         utility, reason = matched(self.curves[row], self.level)
         return self.alone - utility, reason, "the curve ends below that safety"
 
+    def as_long(self, row: str) -> bool:
+        """Whether the row's dial has as many values as ours: an area grows with their number."""
+        return len(self.curves[row].values) >= len(self.curves[OURS].values)
+
     def shows(self, row: str) -> tuple[str, str]:
         """Cells of a row: its tax where safety was gained beyond chance, and its loss at the matched safety."""
         taxed = estimate(*self.taxed(row)) if row in self.rows and row not in (BEFORE, UTILITY) else None
@@ -164,7 +168,7 @@ def lines(table: Table, front: dict[tuple[str, str], Metric], cost: Cost, folder
         else:
             yield f"{rival} misses a line that {OURS} reaches", "not in this run", None
     for (name, rival), change in front.items():
-        if name == "front/hypervolume/difference" and not rival.startswith(OURS):
+        if name == "front/hypervolume/difference" and not rival.startswith(OURS) and cost.as_long(rival):
             below = negated(change)
             met = below.low is not None and below.low > 0
             yield f"curve of {rival} below that of {OURS}", f"area smaller by {shown(below)}", met
@@ -181,6 +185,7 @@ def measured(table: Table) -> str:
         "arithmetic": table.show(ARITHMETIC),
         "against utility adapter": table.show(f"{ARITHMETIC}/difference"),
         "passages": table.show(PASSAGES),
+        "cut off": table.cut_off,
     }
     return by_row(table.rows, columns)
 

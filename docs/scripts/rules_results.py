@@ -80,6 +80,7 @@ def tables_text(table: Table, folder: Path) -> str:
         "arithmetic": table.show(ARITHMETIC),
         "against utility adapter": table.show(f"{ARITHMETIC}/difference"),
         "passages": table.show(PASSAGES),
+        "cut off": table.cut_off,
     }
     best = ", ".join(f"`{row}`" for row in unbeaten(rows, safety, utility))
     told = f"No other rule beats these in safety and arithmetic, by the means: {best}."

@@ -16,6 +16,7 @@ ARITHMETIC, PASSAGES, TEXTOPS = "lab/arithmetic/exact", "lab/passages/rouge_l", 
 BEFORE = "before"
 MET = {True: "yes", False: "**no**", None: "not told"}
 DIALS = ("merging/weight", "repair/dial")
+TRUNCATION = "merging/truncation"
 Column = Callable[[str], str]
 """What is shown of a row."""
 
@@ -75,6 +76,12 @@ class Table:
         """The value of the dial that each seed took."""
         taken = [m.value for step in self.makers(row) for m in step.metrics if m.name in DIALS and m.value is not None]
         return ", ".join(f"{value:g}" for value in taken) or "-"
+
+    def cut_off(self, row: str) -> str:
+        """What a merge lost by becoming an adapter: of the layer where that is most, the mean over seeds."""
+        lost = [m.value for step in self.makers(row) for m in step.metrics if m.name == TRUNCATION]
+        known = [value for value in lost if value is not None]
+        return f"{100 * sum(known) / len(known):.0f} %" if known else "-"
 
     def value(self, name: str, row: str) -> float | None:
         """A figure's value, where the table has it."""
