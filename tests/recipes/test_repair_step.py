@@ -17,6 +17,7 @@ from holdfast.layers.adapters import LowRank, read_peft, write_peft
 from holdfast.models.build import new_model
 from holdfast.models.config import ModelConfig
 from holdfast.models.load import load_model
+from holdfast.recipes.estimate import LOG_BYTES, RUNTIME_BYTES, estimate
 from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.run import run_recipe
 from holdfast.recipes.schema import parse_recipe
@@ -172,3 +173,60 @@ def test_an_adapter_of_another_base_is_refused(folders: tuple[Path, Path, Path],
     document = {"name": "t", "model": str(base), "steps": {"mended": {**SCALE, "adapter": str(tmp_path / "lora")}}}
     with pytest.raises(AdapterError, match="was made for org/other"):
         run_recipe(parse_recipe(document, "t.yaml"), tmp_path / "run")
+
+
+def test_check_says_what_a_repair_needs(repaired: tuple[RunRecord, Path], folders: tuple[Path, Path, Path]) -> None:
+    base, lora, tuned = folders
+    steps = {
+        "mended": {**REPAIR, "adapter": str(lora), "select": {**SELECT, "values": [0.0, 2.0]}},
+        "whole": {**SCALE, "tuned": str(tuned), "delta_rank": 4},
+        "again": {"do": "merge", "rule": "svd", "adapters": ["whole"]},
+        "aligned": {**SCALE, "method": "lox", "adapter": str(lora), "unaligned": str(tuned)},
+    }
+    del steps["whole"]["adapter"]
+    document = {"name": "r", "model": str(base), "steps": steps}
+    needs = {step.id: step for step in estimate(parse_recipe(document, "r"), "r").steps}
+    assert needs["mended"].rows == {
+        "lab/arithmetic": 4,
+        "lab/requests/harmful": 3,
+        "lab/requests/benign": 2,
+        "lab/harmful (validation)": 3,
+        "lab/benign (validation)": 3,
+        "lab/arithmetic (validation)": 3,
+    }
+    made = (repaired[1] / "mended" / "adapter" / "adapter_model.safetensors").stat().st_size
+    log = 3 * 9 * LOG_BYTES
+    assert needs["mended"].disk_bytes - log <= made <= 1.2 * (needs["mended"].disk_bytes - log) + 4000
+    assert needs["again"].disk_bytes == needs["whole"].disk_bytes
+    assert min(step.memory_bytes for step in needs.values()) > RUNTIME_BYTES
+    assert all(step.parameters == needs["mended"].parameters for step in needs.values())
+
+
+def test_check_finds_every_problem_of_a_repair_at_once(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    base, lora, _ = folders
+    wide = tmp_path / "wide"
+    new_model(CONFIGS["llama"] | {"intermediate_size": 48}, byte_tokenizer(), seed=0).save_pretrained(wide)
+    byte_tokenizer().save_pretrained(wide)
+    one = [{"source": "lab/arithmetic", "rows": 1}]
+    here = {**REPAIR, "adapter": str(lora)}
+    steps = {
+        "gone": {**REPAIR, "adapter": "/nowhere/adapter", "utility": ["/nowhere/u.jsonl"]},
+        "same": {**here, "safety": USE},
+        "few": {**here, "safety": one},
+        "layers": {**here, "layers": ["qproj"]},
+        "tuned": {"do": "repair", "method": "scale", "tuned": "/nowhere/model"},
+        "unlike": {"do": "repair", "method": "scale", "tuned": str(wide)},
+    }
+    with pytest.raises(ConfigError) as caught:
+        estimate(parse_recipe({"name": "r", "model": str(base), "steps": steps}, "r"), "r")
+    found = [line.strip() for line in str(caught.value).splitlines()]
+    for name, words in [
+        ("gone", "/nowhere/adapter"),
+        ("gone", "/nowhere/u.jsonl"),
+        ("same", "'utility' and 'safety' are the same rows"),
+        ("few", "got 1 safety rows, expected at least 2"),
+        ("layers", "no layer matches 'qproj' in the adapters. Did you mean 'q_proj'"),
+        ("tuned", "/nowhere/model"),
+        ("unlike", "is not of the base's kind: got another shape of"),
+    ]:
+        assert any(line.startswith(f"steps.{name}: ") and words in line for line in found), (name, words, found)

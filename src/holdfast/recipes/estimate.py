@@ -10,11 +10,13 @@ from holdfast.core.config import report
 from holdfast.evaluation.judges.config import build_judge
 from holdfast.evaluation.tasks import TaskConfig
 from holdfast.recipes import planning
+from holdfast.recipes.adapter_shapes import stored_shapes
 from holdfast.recipes.adapter_step import AdapterStep
 from holdfast.recipes.checks import Checks, count_rows
-from holdfast.recipes.merge_needs import VALIDATION, merge_needs, stored_shapes
+from holdfast.recipes.merge_needs import VALIDATION, merge_needs, repair_needs
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.planning import FLOAT_BYTES
+from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.schema import BasisStep, EvaluateStep, ImportanceStep, MaskStep, Recipe, TrainStep
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ def _needs(checks: Checks, step_id: str) -> StepNeeds | None:
         return _mask_needs(checks, step_id, step)
     if isinstance(step, AdapterStep):
         return _adapter_needs(checks, step_id, step)
-    if isinstance(step, MergeStep):
+    if isinstance(step, MergeStep | RepairStep):
         return _merge_needs(checks, step_id, step)
     return StepNeeds(step_id, step.do, None, 0, {}, 0, 0)
 
@@ -215,11 +217,15 @@ def _adapter_needs(checks: Checks, step_id: str, step: AdapterStep) -> StepNeeds
     return StepNeeds(step_id, step.do, model.parameters, 0, {}, memory, numbers * FLOAT_BYTES)
 
 
-def _merge_needs(checks: Checks, step_id: str, step: MergeStep) -> StepNeeds | None:
-    if (found := merge_needs(checks, step_id, step)) is None:
+def _merge_needs(checks: Checks, step_id: str, step: MergeStep | RepairStep) -> StepNeeds | None:
+    if isinstance(step, MergeStep):
+        found, dial = merge_needs(checks, step_id, step), () if step.select is None else step.select.weights
+    else:
+        found, dial = repair_needs(checks, step_id, step), () if step.select is None else step.tries()
+    if found is None:
         return None
     model, rows, cost = found
-    tried = 0 if step.select is None else len(step.select.weights) + 1
+    tried = len(dial) + 1 if dial else 0
     log = LOG_BYTES * tried * sum(n or 0 for name, n in rows.items() if name.endswith(VALIDATION))
     memory = RUNTIME_BYTES + cost.memory_bytes + (_cache_bytes(model, step.batch_size) if tried else 0)
     return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, cost.disk_bytes + cost.scratch_bytes + log)
