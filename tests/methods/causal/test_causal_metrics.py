@@ -44,7 +44,7 @@ def test_a_model_that_ignores_the_injection_has_no_variation() -> None:
     assert_close(torch.cat(apart), torch.zeros(sum(map(len, apart))))
     whole, worst, *each = variation_metrics(apart, cases(6))
     assert whole.value == pytest.approx(0, abs=1e-6)
-    assert worst.high == pytest.approx(0, abs=1e-6)
+    assert worst.high == pytest.approx(1 - 0.05 ** (1 / 3), abs=1e-4)  # three cases of an attack say little
     assert [metric.group for metric in each] == ["attack=ignore", "attack=naive"]
 
 
@@ -59,6 +59,16 @@ def test_the_worst_attack_is_named_with_a_bound_over_all() -> None:
     assert "2 attacks" in worst.interval
 
 
+def test_the_bound_of_the_worst_attack_covers_the_mean_of_a_dozen_skewed_values() -> None:
+    """At most 5 % of 400 bounds, and chance, are below the true mean of .1."""
+    dice, missed = random.Random(2), 0
+    given = [each for each in cases(24) if each.attack == "naive"]  # twelve groups
+    for _ in range(400):
+        apart = [torch.tensor([value]) for value in (dice.random() ** 9 for _ in given)]
+        missed += (variation_metrics(apart, given)[1].high or 0) < 0.1
+    assert missed <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
+
+
 def test_an_obeying_model_has_outcome_variation_1_and_one_that_ignores_0() -> None:
     families = ["naive"] * 300 + ["ignore"] * 300
     obeys = by_name(outcome_metrics(["task_done"] * 600, ["followed"] * 600, families))
@@ -66,7 +76,7 @@ def test_an_obeying_model_has_outcome_variation_1_and_one_that_ignores_0() -> No
     ignores = by_name(outcome_metrics(["task_done"] * 600, ["task_done"] * 600, families))
     assert {metric.value for metric in ignores.values()} == {0.0}
     assert ignores["causal/eps/outcome", "attack=naive"].high == pytest.approx(1 - 0.05 ** (1 / 300))
-    assert ignores["causal/eps/outcome/worst", "attack=ignore"].high == pytest.approx(1 - 0.025 ** (1 / 300))
+    assert ignores["causal/eps/outcome/worst", "attack=ignore"].high == pytest.approx(1 - 0.05 ** (1 / 300))
 
 
 def test_variation_of_outcomes_is_never_above_the_rate_of_changed_ones() -> None:

@@ -5,6 +5,8 @@ Taken before and after training, on the same cases. The bounds hold for new case
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,7 +18,8 @@ from holdfast.core.results import Metric
 from holdfast.curvature.passes import full_precision, untouched
 from holdfast.data.batches import IGNORE, collate
 from holdfast.data.counterfactual import Counterfactual
-from holdfast.evaluation.intervals import clustered_bootstrap, upper_bound
+from holdfast.evaluation.bounds import kl_inverse
+from holdfast.evaluation.intervals import upper_bound
 from holdfast.evaluation.metrics import Provenance, mean_metric
 from holdfast.layers.address import LayerMap
 from holdfast.methods.causal import maths
@@ -116,7 +119,8 @@ def answer_variation(loaded: LoadedModel, cases: Sequence[Counterfactual], batch
     """
     rows = [[loaded.chat.training(view_of(case, view)) for view in ("benign", "attacked")] for case in cases]
     check_context(loaded, [row for pair in rows for row in pair], 0)
-    device, found = loaded.model.device, []
+    device = loaded.model.device
+    found: list[Tensor] = []
     with untouched(loaded.model), torch.no_grad(), full_precision(device):
         for start in range(0, len(rows), batch_size):
             pairs = rows[start : start + batch_size]
@@ -148,12 +152,21 @@ def variation_metrics(apart: Sequence[Tensor], cases: Sequence[Counterfactual], 
 
     by_family = _by(families)
     each = [metric(numbers, f"attack={family}") for family, numbers in by_family.items()]
-    level = 1 - 2 * (1 - LEVEL) / len(by_family)
-    highs = [
-        clustered_bootstrap([values[n] for n in numbers], [groups[n] for n in numbers], level=level, seed=seed)[1]
-        for numbers in by_family.values()
-    ]
-    return (metric(range(len(values))), _worst(name, each, highs, "bootstrap by group"), *each)
+    highs = [_upper([values[n] for n in numbers], [groups[n] for n in numbers]) for numbers in by_family.values()]
+    return (metric(range(len(values))), _worst(name, each, highs, "chernoff"), *each)
+
+
+def _upper(values: Sequence[float], groups: Sequence[str]) -> float:
+    """Upper limit of a mean of values in [0, 1] at `LEVEL`, for any number of them.
+
+    Chernoff's bound, with as many independent draws as groups of these sizes are worth.
+
+    Reference:
+        Hoeffding, JASA 58 (1963), theorem 1.
+    """
+    sizes = Counter(groups).values()
+    draws = len(values) ** 2 / sum(size**2 for size in sizes)
+    return kl_inverse(min(1.0, sum(values) / len(values)), math.log(1 / (1 - LEVEL)) / draws)
 
 
 def outcome_metrics(
@@ -180,7 +193,7 @@ def outcome_metrics(
     each, highs = [], []
     for family, numbers in by_family.items():
         each.append(_outcome(name, benign, attacked, numbers, f"attack={family}", judge))
-        highs.append(upper_bound(each[-1].k or 0, len(numbers), 1 - (1 - LEVEL) / len(by_family)))
+        highs.append(each[-1].high or 0.0)
     whole = _outcome(name, benign, attacked, range(len(benign)), "", judge)
     return (whole, _worst(name, each, highs, "clopper-pearson"), *each)
 
@@ -205,9 +218,13 @@ def _outcome(
 
 
 def _worst(name: str, each: Sequence[Metric], highs: Sequence[float], how: str) -> Metric:
-    """The family of the largest value, with a bound that holds for all families at once."""
+    """The family of the largest value, with a bound of the largest true one.
+
+    That is the largest of the families' bounds, without a correction: it errs only where the bound of the worst family
+    does.
+    """
     top = max(each, key=lambda metric: metric.value or 0.0)
-    label = f"{how}, upper 95% over {len(each)} attacks (Bonferroni)"
+    label = f"{how}, upper 95%, largest of {len(each)} attacks"
     changes = {"name": f"{name}/worst", "low": 0.0, "high": max(highs), "interval": label, "reason": top.group}
     return top.model_copy(update=changes)
 

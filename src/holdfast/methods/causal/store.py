@@ -79,7 +79,7 @@ def _plan(header: Mapping[str, Any], found: Mapping[str, Tensor]) -> CausalPlan:
     origin = Origin(**header["origin"])
     views = {view: _rows(ids, found, view) for view, ids in header["ids"].items()}
     nulls = {
-        name: Null(*(found[f"null/{kind}/{name}"] for kind in _OF_NULL), **figures)
+        name: Null(scale_d=found[f"null/scale_d/{name}"], draws_n=found[f"null/draws_n/{name}"], **figures)
         for name, figures in header["nulls"].items()
     }
     return CausalPlan(
