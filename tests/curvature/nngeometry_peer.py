@@ -9,9 +9,6 @@ convolution of width 1, which nngeometry sums over tokens, and rows go in as emb
 import sys
 
 import torch
-from nngeometry.layercollection import LayerCollection
-from nngeometry.metrics import FIM
-from nngeometry.object import PMatDense
 from torch import nn
 
 
@@ -37,6 +34,10 @@ class Core(nn.Module):
 
 def main(given_path: str, out: str) -> None:
     """Save the exact and the empirical Fisher, each ``(d, d)``."""
+    from nngeometry.layercollection import LayerCollection
+    from nngeometry.metrics import FIM
+    from nngeometry.object import PMatDense
+
     torch.set_default_dtype(torch.float64)
     given = torch.load(given_path, weights_only=False)
     model, ids = Core(given), given["ids"]
