@@ -59,15 +59,9 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
     if rescore is not None:
         if model:
             raise ConfigError(f"--rescore reads a log and uses no model: got {model!r}. Do: give one of them.")
-        words: dict[str, object] = {
-            "--suite": suite,
-            "--task": task,
-            "--data": data,
-            "--format": format_,
-            "--judge": judge,
-            "--labels": labels,
-        }
-        words |= {"--adapter": adapter, "--any-base": any_base, "--limit": limit, "--out": out, "--seed": seed}
+        words: dict[str, object] = {"--suite": suite, "--task": task, "--data": data, "--format": format_}
+        words |= {"--judge": judge, "--labels": labels, "--adapter": adapter, "--any-base": any_base}
+        words |= {"--limit": limit, "--out": out, "--seed": seed}
         words |= {"--batch-size": batch_size != 16, "--harness": harness != "native"}
         _refuse_with_rescore(words)
         from holdfast.evaluation.suite import rescore as make_again

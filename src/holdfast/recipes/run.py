@@ -170,7 +170,7 @@ def _with_step(record: RunRecord, step: StepRecord, recipe: Recipe) -> RunRecord
     """The record with ``step`` put in (recipe order) and the summary made again."""
     steps = {known.id: known for known in record.steps} | {step.id: step}
     ordered = tuple(steps[step_id] for step_id in recipe.steps if step_id in steps)
-    return record.model_copy(update={"steps": ordered, "summary": summarise(ordered)})
+    return record.model_copy(update={"steps": ordered, "summary": summarise(ordered, len(recipe.steps))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ def _new_record(recipe: Recipe, quick: bool, previous: Mapping[str, StepRecord],
         quick=quick,
         recipe=recipe.model_dump(mode="json"),
         steps=steps,
-        summary=summarise(steps),
+        summary=summarise(steps, len(recipe.steps)),
     )
 
 

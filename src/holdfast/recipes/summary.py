@@ -11,15 +11,29 @@ from holdfast.evaluation.tasks import TASKS
 Pair = tuple[Metric, Metric]
 
 
-def summarise(steps: Sequence[StepRecord]) -> str:
-    """What the last finished comparison, evaluation or training found, or which step stopped the run."""
+def summarise(steps: Sequence[StepRecord], planned: int | None = None) -> str:
+    """What the last finished comparison, evaluation or training found, or which step stopped the run.
+
+    Args:
+        steps: Those that were begun, in the order of the recipe.
+        planned: How many the recipe has, where the run may be unfinished; all of ``steps`` where it is left out.
+    """
     stopped = [step for step in steps if step.status != "done"]
     if stopped:
         return f"Step {stopped[0].id} {stopped[0].status}: {' '.join(stopped[0].notes)}"
+    found = _found(steps)
+    if not steps or planned is None or len(steps) >= planned:
+        return found
+    return f"Unfinished: {len(steps)} of {planned} steps {'is' if len(steps) == 1 else 'are'} done. So far: {found}"
+
+
+def _found(steps: Sequence[StepRecord]) -> str:
     by_id = {step.id: step for step in steps}
     for step in reversed(steps):
         if step.do == "table":
             return _tabled(step)
+        if step.do == "retention":
+            return _retained(step)
         if step.do == "compare":
             return _compared(by_id[step.config["before"]], by_id[step.config["after"]], by_id)
     measured = [step for step in steps if step.do == "evaluate"]
@@ -91,11 +105,37 @@ def _tabled(step: StepRecord) -> str:
     row = best.group.removeprefix("row=")
     values = {metric.group: metric for metric in step.metrics if metric.name == name}
     before, plain, held = (figure(values[f"row={who}"]) for who in ("before", label, row))
-    share = f"{_number(100 * (best.value or 0.0), 0)} %{_bounds(best, 100, 0)}"
     of = _name(best.model_copy(update={"name": name}))
     others = len(step.config["rows"]) - 1
     best_row = f"the best of {others} other rows, {row}," if others > 1 else row
-    return f"{label} took {of} from {before} to {plain}; {best_row} removes {share} of that and has {held}."
+    return f"{label} took {of} from {before} to {plain}; {best_row} removes {_share(best)} of that and has {held}."
+
+
+def _retained(step: StepRecord) -> str:
+    """What the best row keeps at the largest number of adapters."""
+    told = [(_fields(metric.group), metric) for metric in step.metrics if metric.name == "retention/mean"]
+    known = [(int(fields["experts"]), fields["row"], metric) for fields, metric in told if metric.value is not None]
+    if not known:
+        return f"{step.id} could not say what merges keep of the scores that each adapter has alone."
+    most = max(count for count, _, _ in known)
+    there = {row: metric for count, row, metric in known if count == most}
+    best = max(there, key=lambda row: there[row].value or 0.0)
+    who = best if len(there) == 1 else f"{best}, the best of {len(there)} rows,"
+    return f"At {most} adapters {who} keeps {_share(there[best])} of the scores that each has alone."
+
+
+def _fields(group: str) -> dict[str, str]:
+    """What a group says, by key.
+
+    >>> _fields("row=sst, experts=20")
+    {'row': 'sst', 'experts': '20'}
+    """
+    return {key: value for key, _, value in (part.partition("=") for part in group.split(", "))}
+
+
+def _share(metric: Metric) -> str:
+    """A share in percent, with its interval."""
+    return f"{_number(100 * (metric.value or 0.0), 0)} %{_bounds(metric, 100, 0)}"
 
 
 def _largest(pairs: Sequence[Pair], suite: str) -> Pair | None:
