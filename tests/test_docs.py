@@ -11,12 +11,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.methods.merging.expert_plans import adapter
 from tests.zoo import CONFIGS, byte_tokenizer
 from typer.main import get_command
 
 from holdfast.cli.main import app
+from holdfast.layers.adapters import write_peft
 from holdfast.methods.rotation.certificate import verify
 from holdfast.models.build import new_model
+from holdfast.models.load import ModelConfig, load_model
 from holdfast.recipes.schema import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -185,3 +188,18 @@ def test_the_holding_example_leaves_a_certificate(
     load(ROOT / "examples" / "hold.py").main(str(model_folder), str(tmp_path / "held"), "1")
     assert "certified: outputs on safety rows moved by " in capsys.readouterr().out
     assert verify(tmp_path / "held")[1] == []
+
+
+def test_the_python_of_merging_runs_and_its_part_is_in_the_span_of_the_rows(model_folder: Path, tmp_path: Path) -> None:
+    loaded = load_model(ModelConfig(source=str(model_folder)))
+    for seed, name in enumerate(("task-adapter", "safety-adapter")):
+        write_peft(adapter(loaded, 2, seed=seed), tmp_path / name)
+    code = python_of(ROOT / "docs" / "merging.md").replace('"lab"', repr(str(model_folder)))
+    runs(
+        code
+        + "assert share == 0\n"
+        + "outside = found.dual_nk.T @ sum(G[name].double() @ part[name] for name in G)\n"
+        + "assert outside[4:].abs().max() < 1e-6 * outside[:4].abs().max()\n",
+        tmp_path,
+    )
+    assert (tmp_path / "merged-0.3" / "adapter_config.json").is_file()

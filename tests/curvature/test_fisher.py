@@ -13,7 +13,6 @@ from torch import Tensor
 
 from holdfast.core.errors import AdapterError, ConfigError, DataError, LayerError, NumericsError
 from holdfast.curvature.fisher import (
-    block,
     core_factors,
     core_gradients,
     diagonal,
@@ -330,10 +329,6 @@ def test_full_is_the_mean_outer_product_and_the_other_forms_are_parts_of_it() ->
     expected = sum(torch.outer(g_d, g_d) for g_d in G_nd) / len(G_nd)
     assert_close(full(G_nd), expected, "float64")
     assert_close(diagonal(G_nd), expected.diagonal(), "float64")
-    for p in (1, 2, 3, 6):
-        q = 6 // p
-        blocks = torch.stack([expected[k * q : (k + 1) * q, k * q : (k + 1) * q] for k in range(p)])
-        assert_close(block(G_nd, p), blocks, "float64")
 
 
 def test_gradient_variance_is_the_diagonal_less_the_squared_mean() -> None:
@@ -360,5 +355,3 @@ def test_forms_of_nothing_are_one_sentence() -> None:
             form(samples(n=0))
     with pytest.raises(ConfigError, match=r"share is out of range: got 1\.5"):
         topk(samples(), 1.5)
-    with pytest.raises(ConfigError, match="got 6 entries, expected a multiple of 4"):
-        block(samples(), 4)

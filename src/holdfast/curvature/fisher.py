@@ -282,20 +282,6 @@ def topk(G_nd: Tensor, share: float) -> Tensor:
     return torch.zeros_like(F_d).index_copy(0, kept_k, F_d[kept_k])
 
 
-def block(G_nd: Tensor, p: int) -> Tensor:
-    """The blocks on the diagonal of `full`, one for each row of ``M``, ``(p, q, q)``.
-
-    Raises:
-        ConfigError: ``d`` is not a multiple of ``p``.
-    """
-    _check_samples(G_nd)
-    if p < 1 or G_nd.shape[1] % p:
-        raise ConfigError(f"no rows of core coordinates: got {G_nd.shape[1]} entries, expected a multiple of {p}.")
-    G_pnq = G_nd.reshape(len(G_nd), p, -1).transpose(0, 1)
-    with full_precision(G_nd.device):
-        return torch.bmm(G_pnq.transpose(1, 2), G_pnq) / len(G_nd)
-
-
 def _check_samples(G_nd: Tensor) -> None:
     if G_nd.ndim != 2 or not G_nd.numel():
         raise NumericsError(

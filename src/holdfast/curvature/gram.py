@@ -162,7 +162,7 @@ def gram_solve(K_nn: Tensor, w_n: Tensor, r_n: Tensor, *, damping: float, unit: 
         w_n: A sample's weight, ``mu_t / n_t`` of the update that it speaks for.
         r_n: What a sample asks for: its gradient's inner product with ``phi_t - phi_0``, for the ``t`` it speaks for.
         damping: ``eps = damping * unit``.
-        unit: What damping is relative to; `gram_unit` gives ``trace(F) / d``.
+        unit: What damping is relative to, such as ``trace(F) / d``.
     Returns:
         ``gamma_n`` in float64.
     Raises:
@@ -176,15 +176,6 @@ def gram_solve(K_nn: Tensor, w_n: Tensor, r_n: Tensor, *, damping: float, unit: 
     L_nn = damped_cholesky(M_nn, damping=damping, unit=unit, noise=noise, name="sum of the Fishers")
     gamma_n: Tensor = root_n * torch.cholesky_solve((root_n * r_n.double())[:, None], L_nn)[:, 0]
     return gamma_n
-
-
-def gram_unit(K_nn: Tensor, w_n: Tensor, *, d: int, name: str = "weighted Fisher") -> float:
-    """``trace(F) / d`` for ``F = G^T diag(w) G``: what damping is relative to.
-
-    Raises:
-        NumericsError: All gradients or weights are zero.
-    """
-    return mean_energy(float(w_n.to(K_nn).double() @ K_nn.diagonal().double()), d, name)
 
 
 def sample_coordinates(K_nn: Tensor) -> Tensor:
