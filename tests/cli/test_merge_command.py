@@ -13,6 +13,7 @@ from tests.zoo import tiny
 
 from holdfast.cli.merge import _values
 from holdfast.core.errors import ConfigError
+from holdfast.core.files import sha256_of
 from holdfast.layers.adapters import LowRank, added, read_peft, write_peft
 from holdfast.models.adapter import record_base
 from holdfast.models.config import ModelConfig
@@ -46,7 +47,7 @@ def test_two_adapters_become_one_by_what_their_rows_need(command, given, model, 
     assert code == 0, err
     assert "sst" in text
     assert "Note: 2 adapters, 14 layers, ranks 2 to 3." in text
-    assert "Note: sst: leading directions of two halves of the rows overlap by" in text
+    assert "Note: sst: two halves of the rows " in text
     record = json.loads((out / "merge.json").read_text())
     assert (record["config"]["rule"], record["weights"]) == ("sst", [1.0, 3.0])
     assert record["origin"]["names"] == ["A0", "A1"]
@@ -58,22 +59,22 @@ def test_two_adapters_become_one_by_what_their_rows_need(command, given, model, 
 def test_several_rules_are_made_at_once_and_compared_with_peft(command, given, model, tmp_path):
     out = tmp_path / "out"
     code, text, err = command(
-        "merge", *words(given, "A0", "A1"), "--rule", "svd, ties", "--density", "0.9", "--base", str(model),
+        "merge", *words(given, "A0", "A1"), "--rule", "cat, ties", "--density", "0.9", "--base", str(model),
         "-o", str(out), "--json",
     )  # fmt: skip
     assert code == 0, err
     made = json.loads(text)
     assert [(each["rule"], each["folder"]) for each in made["merged"]] == [
-        ("svd", str(out / "svd")),
+        ("cat", str(out / "cat")),
         ("ties", str(out / "ties")),
     ]
     assert all(each["apart"] < 1e-3 for each in made["merged"])
     assert json.loads((out / "ties" / "merge.json").read_text())["config"]["density"] == 0.9
-    assert "density" not in json.loads((out / "svd" / "merge.json").read_text())["config"]
+    assert "density" not in json.loads((out / "cat" / "merge.json").read_text())["config"]
     loaded = load_model(ModelConfig(source=str(model)))
     with added(loaded.model, read_peft(given / "A0")), added(loaded.model, read_peft(given / "A1")):
         expected = logits(loaded.model)
-    with added(loaded.model, read_peft(out / "svd")):
+    with added(loaded.model, read_peft(out / "cat")):
         assert_close(logits(loaded.model), expected)
 
 
@@ -100,7 +101,8 @@ def test_rows_stand_in_the_order_of_more_than_two_adapters(command, given, model
     assert code == 0, err
     record = json.loads((out / "merge.json").read_text())
     assert record["origin"]["n_rows"] == [4, 4, 4]
-    assert record["config"] == {"rule": "sst", "samples": 4, "fisher": "diagonal", "rank": 2}
+    known = {"rule": "sst", "samples": 4, "fisher": "diagonal", "rank": 2}
+    assert {key: record["config"][key] for key in known} == known
     assert {delta.rank for delta in read_peft(out).deltas.values()} == {2}
 
 
@@ -115,19 +117,19 @@ def test_a_sweep_makes_a_folder_for_each_weight_of_the_last_adapter_and_looks_at
     rows = ["--utility", *words(given, "rows0.jsonl"), "--safety", *words(given, "rows1.jsonl")]
     out = tmp_path / "out"
     code, text, err = command(
-        "merge", *words(given, "A0", "A1"), *rows, "--base", str(model), "--rule", "sst,svd",
-        "--weights", "2,1", "--sweep", "alpha=0:1:0.5", "-o", str(out), "--json",
+        "merge", *words(given, "A0", "A1"), *rows, "--base", str(model), "--rule", "sst,cat",
+        "--weights", "2", "--sweep", "alpha=0:1:0.5", "-o", str(out), "--json",
     )  # fmt: skip
     assert code == 0, err
     assert len(looked) == 2, "the rows of each adapter"
     folders = [each["folder"] for each in json.loads(text)["merged"]]
-    assert folders == [str(out / rule / f"alpha-{value}") for rule in ("sst", "svd") for value in ("0", "0.5", "1")]
+    assert folders == [str(out / rule / f"alpha-{value}") for rule in ("sst", "cat") for value in ("0", "0.5", "1")]
     for folder, value in zip(folders, (0.0, 0.5, 1.0) * 2, strict=True):
         assert json.loads((Path(folder) / "merge.json").read_text())["weights"] == [2.0, value]
     first, whole = read_peft(given / "A0"), read_peft(out / "sst" / "alpha-0")
     for name, delta in whole.deltas.items():
         assert_close(delta.dense(), first.delta(name))
-    for name, delta in read_peft(out / "svd" / "alpha-0.5").deltas.items():
+    for name, delta in read_peft(out / "cat" / "alpha-0.5").deltas.items():
         assert_close(delta.dense(), 2 * first.delta(name) + 0.5 * read_peft(given / "A1").delta(name))
 
 
@@ -149,7 +151,20 @@ def test_a_sweep_is_a_range_with_both_ends_or_a_list(words, values):
 
 @pytest.mark.parametrize(
     "words",
-    ["beta=1", "alpha", "alpha=", "alpha=1:2", "alpha=2:1:0.5", "alpha=0:1:0", "alpha=0:inf:1", "alpha=1,1", "alpha=a"],
+    [
+        "beta=1",
+        "alpha",
+        "alpha=",
+        "alpha=1:2",
+        "alpha=2:1:0.5",
+        "alpha=0:1:0",
+        "alpha=0:inf:1",
+        "alpha=1,1",
+        "alpha=a",
+        "alpha=nan,1",
+        "alpha=-inf:1:1",
+        "alpha=1,inf",
+    ],
 )
 def test_a_sweep_that_cannot_be_read_is_refused(words):
     with pytest.raises(ConfigError, match=r"--sweep"):
@@ -210,7 +225,7 @@ ROWS = ["--utility", "{u}", "--safety", "{s}", "--base", "{model}"]
         ([*PAIR, "--rule", "tie", "-o", "x"], "rule: unknown 'tie', did you mean 'ties'?"),
         ([*PAIR, "--rule", ",", "-o", "x"], "No rule was named"),
         ([*PAIR, "-o", "x"], "rule sst reads rows of every adapter: got 0 files for 2 adapters"),
-        ([*PAIR, "--utility", "u", "-o", "x"], "got 1 files for 2 adapters"),
+        ([*PAIR, "--utility", "u", "-o", "x"], "got 1 file for 2 adapters"),
         (
             [*PAIR, "--utility", "u", "--safety", "s", "-o", "x"],
             "rule sst reads rows on the base model. Do: add --base",
@@ -218,7 +233,6 @@ ROWS = ["--utility", "{u}", "--safety", "{s}", "--base", "{model}"]
         ([*PAIR, "--rows", "u", "--safety", "s", "-o", "x"], "--rows and --utility or --safety exclude each other"),
         (["{A0}", "{A1}", "{A2}", "--utility", "u", "--safety", "s", "-o", "x"], "are for two adapters: got 3"),
         ([*PAIR, "--rule", "ties", "--safety", "s", "-o", "x"], "rule ties reads no rows. Do: take --utility"),
-        ([*PAIR, "--rule", "ties", "--any-base", "-o", "x"], "--any-base says which adapters --base takes"),
         ([*PAIR, "--rule", "svd", "--density", "0.5", "-o", "x"], "density has no effect with rule svd"),
         ([*PAIR, "--rule", "ties", "--density", "1.5", "-o", "x"], "density: should be less than or equal to 1"),
         ([*PAIR, "--rule", "ties", "--set", "damping=1", "-o", "x"], "damping has no effect with rule ties"),
@@ -226,7 +240,22 @@ ROWS = ["--utility", "{u}", "--safety", "{s}", "--base", "{model}"]
         ([*PAIR, "--rule", "ties", "--set", "weights=1", "-o", "x"], "weights has an option of its own"),
         ([*PAIR, "--rule", "ties", "--weights", "1,b", "-o", "x"], "Cannot read --weights '1,b'"),
         ([*PAIR, "--rule", "ties", "--weights", "1,nan", "-o", "x"], "finite number"),
-        ([*PAIR, "--rule", "ties", "--weights", "1", "-o", "x"], "got 1 weights for 2 adapters"),
+        (
+            [*PAIR, "--rule", "ties", "--sweep", "alpha=nan,1", "-o", "x"],
+            "Cannot read --sweep 'nan,1': expected finite numbers",
+        ),
+        (
+            [*PAIR, "--rule", "ties", "--weights", "1,7", "--sweep", "alpha=1,2", "-o", "x"],
+            "--weights is for the others: got 2 for 1. Do: give 1, or none.",
+        ),
+        (
+            [*PAIR, "--rule", "cat,ties", "--weights", "0", "--sweep", "alpha=1,0", "-o", "x"],
+            "merge with weights 0, 0: 1 problem\n  (top level): weights are all 0; give at least one other",
+        ),
+        ([*PAIR, "--rule", "average", "--sweep", "alpha=-1:0:1", "-o", "x"], "by the sum of the weights, and it is 0"),
+        ([*PAIR, *ROWS, "--sweep", "alpha=-1,1", "-o", "x"], "rule sst weighs losses, so no weight may be below 0"),
+        ([*PAIR, *ROWS, "--weights", "1,-1", "-o", "x"], "rule sst weighs losses, so no weight may be below 0"),
+        ([*PAIR, "--rule", "ties", "--weights", "1", "-o", "x"], "got 1 weight for 2 adapters"),
         (["{A0}", "--rule", "safe_merge", "-o", "x"], "rule safe_merge takes two adapters, utility and then safety"),
         ([*PAIR, "--rule", "ties", "--sweep", "beta=1", "-o", "x"], "Cannot read --sweep 'beta=1'"),
         (["{A0}", "/nowhere", "--rule", "ties", "-o", "x"], "Cannot load an adapter from /nowhere: no such folder"),
@@ -310,14 +339,44 @@ def test_an_adapter_of_another_base_may_be_asked_for(command, given, model, tmp_
     assert code == 0, err
 
 
+def test_without_a_base_adapters_of_other_weights_are_refused_unless_any_base_is_asked_for(command, given, tmp_path):
+    shutil.copytree(given / "A1", tmp_path / "B1")
+    record_base(tmp_path / "B1", read_peft(given / "A1").base, "another")
+    out = tmp_path / "out"
+    asked = ["merge", str(given / "A0"), str(tmp_path / "B1"), "--rule", "svd", "-o", str(out)]
+    code, _, err = command(*asked)
+    assert code == 2
+    assert "different bases: got A0: " in err
+    assert "(weights another), expected one base" in err
+    code, text, err = command(*asked, "--any-base")
+    assert code == 0, err
+    assert "(weights another); it was asked to take any base." in text
+    origin = json.loads((out / "merge.json").read_text())["origin"]
+    assert origin["bases"][1] == "another"
+    assert origin["adapters"] == [sha256_of(given / "A0"), sha256_of(tmp_path / "B1")]
+    assert not (out / "holdfast_base.json").exists()
+
+
+def test_a_pickled_adapter_is_merged_on_its_base(command, given, model, tmp_path):
+    import safetensors.torch
+
+    shutil.copytree(given / "A1", tmp_path / "B1")
+    weights = tmp_path / "B1" / "adapter_model.safetensors"
+    torch.save(safetensors.torch.load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    rest = ["--rule", "svd", "--base", str(model), "-o", str(tmp_path / "out")]
+    code, _, err = command("merge", str(given / "A0"), str(tmp_path / "B1"), *rest)
+    assert code == 0, err
+
+
 def test_layers_that_one_adapter_does_not_touch_are_joined_and_it_is_said(command, given, tmp_path):
     whole, part = read_peft(given / "A0"), read_peft(given / "A1")
     few = {name: delta for name, delta in part.deltas.items() if name.endswith("q_proj")}
     write_peft(type(part)(few, part.base, {name: part.paths[name] for name in few}), tmp_path / "few")
-    asked = ["merge", str(given / "A0"), str(tmp_path / "few"), "--rule", "svd", "-o", str(tmp_path / "out")]
+    asked = ["merge", str(given / "A0"), str(tmp_path / "few"), "--rule", "cat", "-o", str(tmp_path / "out")]
     code, text, err = command(*asked)
     assert code == 0, err
-    assert "Note: few does not touch 12 of them: its change there is 0." in text
+    assert "Note: The change of few is 0 in 12 of them." in text
     merged = read_peft(tmp_path / "out")
     for name, delta in merged.deltas.items():
         assert_close(delta.dense(), whole.delta(name) + (part.delta(name) if name in few else 0))

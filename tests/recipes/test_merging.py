@@ -88,7 +88,7 @@ def test_two_adapters_are_trained_merged_and_measured(run: tuple[RunRecord, Path
         assert by_id[name].peak_bytes
     assert by_id["sum"].notes[-2:] == (
         "2 adapters, 14 layers, ranks 2 to 3.",
-        "safety does not touch 10 of them: its change there is 0.",
+        "The change of safety is 0 in 10 of them.",
     )
 
 
@@ -254,6 +254,7 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
         "steps.sst.select: task 'gsm8k' needs 'data': validation rows, not those it is measured on",
     ),
     ({"sst": {"select": {**SELECT, "safety": []}}}, "steps.sst.select.safety: "),
+    ({"sst": {"select": {**SELECT, "weights": [1.0, -1.0]}}}, "steps.sst: rule sst weighs losses, so no weight may be"),
 ]
 
 

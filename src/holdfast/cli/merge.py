@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say, size
 from holdfast.core.errors import ConfigError
+from holdfast.core.wording import counted
 
 if TYPE_CHECKING:
     from holdfast.data.examples import Example
@@ -52,7 +54,9 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     adapters: Annotated[list[str], typer.Argument(help="PEFT folders or hub names, utility before safety.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write. Not needed with --plan.")] = None,
     rule: Annotated[str, typer.Option(help="Rules with commas, e.g. sst,ties: see 'holdfast show merging'.")] = "sst",
-    weights: Annotated[str, typer.Option(help="One for each adapter, e.g. 1,0.5. Default: 1 for all.")] = "",
+    weights: Annotated[
+        str, typer.Option(help="One for each adapter, e.g. 1,0.5; with --sweep, for all but the last. Default: 1.")
+    ] = "",
     base: Annotated[str, typer.Option(metavar="MODEL", help="What they were trained on: lab, a folder, a name.")] = "",
     utility: Annotated[str, typer.Option(metavar="FILE", help="Rows of the first of two adapters.")] = "",
     safety: Annotated[str, typer.Option(metavar="FILE", help="Rows of the second.")] = "",
@@ -78,12 +82,14 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     Rules that read rows need --base and rows of each adapter. With --base, answers are compared with PEFT's.
     """
-    settings = _settings(weights, rank, density, overrides or ())
+    values = _values(sweep)
+    settings = _settings(_weights(weights, values, len(adapters)), rank, density, overrides or ())
     configs = _configs(rule, settings, len(adapters))
-    jobs = _jobs(list(configs), _values(sweep), out or Path())
+    for value in values:
+        for config in configs.values():
+            config.with_last(value, len(adapters))
+    jobs = _jobs(list(configs), values, out or Path())
     files = _files(configs, len(adapters), utility, safety, rows or [])
-    if any_base and not base:
-        raise ConfigError("--any-base says which adapters --base takes, and there is no --base.")
     if files and not base:
         raise ConfigError(f"rule {_reading(configs)[0]} reads rows on the base model. Do: add --base MODEL.")
     if plan:
@@ -101,13 +107,28 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     _print_made(made, notes, as_json)
 
 
-def _settings(weights: str, rank: int | None, density: float | None, overrides: Sequence[str]) -> dict[str, Any]:
+def _weights(words: str, values: Sequence[float], adapters: int) -> list[float]:
+    """One for each adapter, with the first value of a sweep for the last; empty where all are 1."""
+    given = _numbers("--weights", words) if words else []
+    if not values:
+        return given
+    if given and len(given) != adapters - 1:
+        raise ConfigError(
+            f"--sweep sets the weight of the last adapter, so --weights is for the others: got {len(given)} for "
+            f"{adapters - 1}. Do: give {adapters - 1}, or none."
+        )
+    return [*(given or [1.0] * (adapters - 1)), values[0]]
+
+
+def _settings(
+    weights: Sequence[float], rank: int | None, density: float | None, overrides: Sequence[str]
+) -> dict[str, Any]:
     from holdfast.core.config import apply_overrides
 
     given: dict[str, Any] = {"rank": rank, "density": density}
     found = {key: value for key, value in given.items() if value is not None}
     if weights:
-        found["weights"] = _numbers("--weights", weights)
+        found["weights"] = list(weights)
     more = apply_overrides({}, overrides)
     twice = sorted(set(more) & (set(found) | {"rule", "weights"}))
     if twice:
@@ -116,10 +137,14 @@ def _settings(weights: str, rank: int | None, density: float | None, overrides: 
 
 
 def _numbers(option: str, words: str) -> list[float]:
+    wrong = ConfigError(f"Cannot read {option} {words!r}: expected finite numbers with commas, e.g. 1,0.5.")
     try:
-        return [float(word) for word in words.split(",")]
+        found = [float(word) for word in words.split(",")]
     except ValueError as problem:
-        raise ConfigError(f"Cannot read {option} {words!r}: expected numbers with commas, e.g. 1,0.5.") from problem
+        raise wrong from problem
+    if not all(map(isfinite, found)):
+        raise wrong
+    return found
 
 
 def _configs(rules: str, settings: Mapping[str, Any], adapters: int) -> dict[str, MergingConfig]:
@@ -171,7 +196,7 @@ def _values(sweep: str) -> list[float]:
             first, last, step = (float(word) for word in words.split(":"))
         except ValueError as problem:
             raise wrong from problem
-        if not (step > 0 and first <= last < float("inf")):
+        if not (all(map(isfinite, (first, last, step))) and step > 0 and first <= last):
             raise wrong
         values = [round(first + place * step, 12) for place in range(int((last - first) / step + 1e-9) + 1)]
     named = [f"{value:g}" for value in values]
@@ -199,7 +224,7 @@ def _say_stopped(jobs: Sequence[Job]) -> None:
     kept = (
         f"Finished adapters stay: {', '.join(done)}. Give another folder with -o." if done else "Nothing was written."
     )
-    say(f"holdfast: stopped with Ctrl-C after {len(done)} of {len(jobs)} adapters. {kept}")
+    say(f"holdfast: stopped with Ctrl-C after {len(done)} of {counted(len(jobs), 'adapter')}. {kept}")
 
 
 def _reading(configs: Mapping[str, MergingConfig]) -> list[str]:
@@ -225,7 +250,8 @@ def _files(
     files = list(rows) or pair
     if len(files) != adapters:
         raise ConfigError(
-            f"rule {_reading(configs)[0]} reads rows of every adapter: got {len(files)} files for {adapters} adapters. "
+            f"rule {_reading(configs)[0]} reads rows of every adapter: got {counted(len(files), 'file')} for "
+            f"{counted(adapters, 'adapter')}. "
             "Do: give --utility FILE --safety FILE, or --rows FILE for each in order."
         )
     return files
@@ -368,7 +394,9 @@ def _print_plan(
         print_json({"adapters": len(adapters), "ranks": ranks, "rows": counts, "rules": needs})
         return
     on = "no base" if model is None else f"{base}, {model.parameters:,} parameters"
-    typer.echo(f"{len(adapters)} adapters of ranks {ranks[0]} to {ranks[-1]} on {on}; rows: {counts or 'none'}")
+    typer.echo(
+        f"{counted(len(adapters), 'adapter')} of ranks {ranks[0]} to {ranks[-1]} on {on}; rows: {counts or 'none'}"
+    )
     print_table(
         ("rule", "layers", "folders", "memory", "disk", "disk at work", "time"),
         [

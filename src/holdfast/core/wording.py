@@ -21,3 +21,12 @@ WORDS = {
     "tokens_per_second": "tokens per second",
 }
 """Parts of a figure's name as a reader says them inside a sentence."""
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "row"), counted(2, "row")
+    ('1 row', '2 rows')
+    """
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

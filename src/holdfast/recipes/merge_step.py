@@ -97,6 +97,8 @@ class MergeStep(MergingConfig):
             raise ValueError(f"rule {self.rule} takes two adapters, utility and then safety (got {count})")
         if self.select is not None and count == 1:
             raise ValueError("select weighs the last adapter against the others: there is 1")
+        for value in () if self.select is None else self.select.weights:
+            self.check_weights((*self.weights_of(count)[:-1], value))
         without = [item.adapter for item in self.adapters if not item.data]
         if self.rule in WITH_ROWS and without:
             raise ValueError(f"rule {self.rule} reads rows of every adapter: give {without[0]!r} 'data'")

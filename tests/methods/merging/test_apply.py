@@ -17,14 +17,12 @@ from holdfast.layers.adapters import Adapter, LowRank, added, merge_into
 from holdfast.layers.address import LayerMap
 from holdfast.methods.merging import MERGING
 from holdfast.methods.merging.apply import apply, merge
-from holdfast.methods.merging.config import PAIRS, READS, WITH_ROWS, MergingConfig
+from holdfast.methods.merging.config import PAIRS, READ_BY_ALL, READS, WITH_ROWS, MergingConfig
 from holdfast.methods.merging.plan import Expert, MergePlan, plan
 from holdfast.methods.merging.rules import RULES
 
 IDS = torch.arange(12).reshape(2, 6) * 7
 SUMS = {"task_arithmetic", "cat"}
-ORDERED = {*PAIRS, "dare_linear", "dare_ties", "della"}
-"""Rules in which the place of an adapter has a say: its role, or the mask that is drawn for it."""
 rules = pytest.mark.parametrize("rule", READS)
 FORMS = ("full", "global", "block", "kfac", "diagonal", "gradient_variance", "topk")
 
@@ -71,20 +69,26 @@ def test_one_adapter_is_the_identity(rule: str) -> None:
 
 
 @rules
-def test_the_order_of_adapters_does_not_matter_but_for_their_roles_and_masks(rule: str) -> None:
+def test_the_order_of_adapters_does_not_matter_but_for_their_roles(rule: str) -> None:
     given = experts(tiny("llama"))
     keys: dict[str, Any] = {"point": "own"} if rule == "sst_projection" else {}
+    if rule in RULES and RULES[rule].space == "dense":
+        keys |= {"density": 0.6, "rank": 32}
     there = merge(made(rule, given, weights=(0.7, 1.6), **keys)).adapter
     back = merge(made(rule, given[::-1], weights=(1.6, 0.7), **keys)).adapter
-    if rule in ORDERED and rule in PAIRS:
+    if rule in PAIRS:
         assert any((dense(there)[name] - delta).norm() > 0.01 for name, delta in dense(back).items())
-    else:  # nothing is dropped here, so masks have no say
+    else:
         assert_same(back, there)
 
 
 @rules
 def test_an_adapter_of_weight_0_is_left_out(rule: str) -> None:
     given = experts(tiny("llama"))
+    if rule not in PAIRS:
+        keys: dict[str, Any] = {"density": 0.6} if "density" in READS[rule] else {}
+        silenced = merge(made(rule, given[::-1], weights=(0.0, 1.0), **keys)).adapter
+        assert_same(silenced, merge(made(rule, given[:1], weights=(1.0,), **keys)).adapter)
     merged = merge(made(rule, given, weights=(1.0, 0.0))).adapter
     if rule in PAIRS:
         assert_same(merged, replace(given[0].adapter, deltas={n: given[0].adapter.deltas[n] for n in merged.deltas}))
@@ -164,26 +168,70 @@ def test_without_a_rank_nothing_is_cut_off_or_the_sum_of_the_ranks_is_kept() -> 
     for rule in READS:
         merged = merge(made(rule))
         assert all(delta.rank <= 5 for delta in merged.adapter.deltas.values()), rule
+        if rule == "svd":
+            continue
         if rule in WITH_ROWS or RULES[rule].space == "core":
             assert max(merged.truncation.values()) == 0, rule
         else:
             assert {delta.rank for delta in merged.adapter.deltas.values()} == {5}, rule
 
 
+def test_svd_without_a_rank_is_the_best_sum_of_the_largest_rank_of_the_inputs() -> None:
+    whole, cut = merge(made("task_arithmetic", weights=(0.7, 1.6))), merge(made("svd", weights=(0.7, 1.6)))
+    for name, D in dense(whole.adapter).items():
+        U, s, Vh = torch.linalg.svd(D)
+        assert cut.adapter.deltas[name].rank == 3
+        assert_close(dense(cut.adapter)[name], U[:, :3] * s[:3] @ Vh[:3])
+        assert cut.truncation[name] == pytest.approx(float(s[3:].norm() / s.norm()), rel=1e-3)
+        assert cut.truncation[name] > 0.05
+
+
 def test_the_record_beside_the_weights_says_how_it_was_made() -> None:
     found = apply(tiny("llama"), made("sst", weights=(1.0, 3.0), seed=4)).metadata
     assert found["method"] == "merging"
-    assert found["config"] == {"rule": "sst", "weights": [1.0, 3.0], "seed": 4, "layers": list(FEW)}
+    assert found["config"] == {
+        "rule": "sst",
+        "weights": [1.0, 3.0],
+        "seed": 4,
+        "layers": list(FEW),
+        "rank": None,
+        "labels": "empirical",
+        "point": "own",
+        "samples": None,
+        "damping": 0.01,
+        "fisher": "full",
+    }
     assert found["weights"] == [1.0, 3.0]
     assert found["origin"]["names"] == ("expert-0", "expert-1")
     assert found["origin"]["model"] == "tiny-llama-0"
     assert found["origin"]["n_rows"] == (4, 4)
 
 
+@pytest.mark.parametrize("rule", READS)
+def test_settings_that_were_left_out_are_recorded_as_they_were_used(rule: str) -> None:
+    own: dict[str, Any] = {"density": None} if "density" in READS[rule] else {}
+    found = merge(made(rule, **own)).adapter
+    config = found.metadata["config"]
+    assert config.keys() == (READ_BY_ALL | READS[rule]) - {"share"}
+    assert config["weights"] == [1.0, 1.0]
+    assert all(config[key] == RULES[rule].density for key in own)
+    told = {key: value for key, value in config.items() if key not in {"rule", "layers"}}
+    again = merge(made(rule, **told)).adapter
+    assert again.metadata["config"] == config
+    for name, delta in found.deltas.items():
+        assert torch.equal(again.deltas[name].dense(), delta.dense())
+
+
+def test_a_share_of_the_largest_squares_is_recorded_where_it_counts_and_taus_and_points_are() -> None:
+    assert merge(made("sst", fisher="topk")).adapter.metadata["config"]["share"] == 0.3
+    assert merge(made("safe_merge")).adapter.metadata["config"]["tau"] == 0.35
+    assert merge(made("sst_projection")).adapter.metadata["config"]["point"] == "utility"
+
+
 def test_weights_of_several_adapters_do_not_change_the_evidence() -> None:
     """So that a dial is tried without looking at the rows again."""
     one = made("sst", weights=(1.0, 1.0))
-    turned = replace(one, config=one.config.model_copy(update={"weights": (1.0, 7.0)}))
+    turned = one.with_last(7.0)
     assert_same(merge(turned).adapter, merge(made("sst", weights=(1.0, 7.0))).adapter)
 
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+from holdfast.core.errors import ConfigError
 from holdfast.methods.merging.config import PAIRS, READS, WITH_ROWS, MergingConfig, RuleName
 from holdfast.methods.merging.rules import RULES, RuleSettings
 
@@ -74,6 +75,8 @@ def test_a_key_is_taken_by_the_rules_that_read_it_and_refused_by_the_others(rule
         ({"rule": "sst_projection", "layer_weights": {"q_prj": 1}}, "no kind of layer 'q_prj'. Did you mean 'q_proj'?"),
         ({"rule": "sst_projection", "layer_weights": {"q_proj": -1}}, "greater than or equal to 0"),
         ({"weights": (0, 0)}, "weights are all 0"),
+        ({"rule": "average", "weights": (1, -1)}, "rule average divides by the sum of the weights, and it is 0"),
+        ({"rule": "sst_projection", "layer_weights": {"lm_head": 5}}, "no kind of layer 'lm_head'"),
         ({"weights": (1, float("nan"))}, "finite number"),
         ({"rank": 0}, "greater than or equal to 1"),
         ({"damping": 0}, "greater than 0"),
@@ -89,8 +92,30 @@ def test_what_cannot_be_is_refused(keys: dict[str, Any], says: str) -> None:
         MergingConfig(**keys)
 
 
+@pytest.mark.parametrize("rule", READS)
+def test_weights_of_losses_are_not_below_0_and_others_may_subtract(rule: str) -> None:
+    if rule in {"sst", "fisher", "regmean", "alignguard"}:
+        with pytest.raises(
+            ValidationError, match=rf"rule {rule} weighs losses, so no weight may be below 0 \(got -0.5"
+        ):
+            MergingConfig(rule=rule, weights=(1, -0.5))
+    else:
+        assert MergingConfig(rule=rule, weights=(1, -0.5)).weights == (1.0, -0.5)
+
+
+def test_another_last_weight_is_checked_as_the_first_was() -> None:
+    given = MergingConfig(rule="fisher", weights=(0, 1), samples=4)
+    assert given.with_last(2.5, 2) == MergingConfig(rule="fisher", weights=(0, 2.5), samples=4)
+    assert MergingConfig(rule="ties", density=0.3).with_last(-1.0, 3).weights == (1.0, 1.0, -1.0)
+    for weight, says in ((float("nan"), "finite number"), (-1.0, "below 0"), (0.0, "weights are all 0")):
+        with pytest.raises(ConfigError, match=says):
+            given.with_last(weight, 2)
+
+
 def test_weights_are_1_where_they_are_left_out_and_one_for_each_adapter() -> None:
     assert MergingConfig().weights_of(3) == (1.0, 1.0, 1.0)
-    assert MergingConfig(weights=(1, -0.5)).weights_of(2) == (1.0, -0.5)
+    assert MergingConfig(rule="cat", weights=(1, -0.5)).weights_of(2) == (1.0, -0.5)
     with pytest.raises(ValueError, match="got 2 weights for 3 adapters, expected one for each"):
         MergingConfig(weights=(1, 2)).weights_of(3)
+    with pytest.raises(ValueError, match="got 2 weights for 1 adapter, expected"):
+        MergingConfig(weights=(1, 2)).weights_of(1)

@@ -100,6 +100,28 @@ def test_samples_takes_the_first_rows() -> None:
             assert_close(mine.gradients, whole.gradients[:3], "float32")
 
 
+def untrained(expert: Expert) -> Expert:
+    """With the factors that training starts from: B is 0."""
+    zero = {name: LowRank(delta.A, 0 * delta.B) for name, delta in expert.adapter.deltas.items()}
+    return replace(expert, adapter=replace(expert.adapter, deltas=zero))
+
+
+def test_what_changes_nothing_takes_no_coordinates() -> None:
+    first, second = experts(tiny("llama"), (2, 3))
+    for other in (untrained(second), only(second, "layers.1.up_proj")):
+        made = plan(MergingConfig(layers=("layers.0.q_proj",)), tiny("llama"), [first, other])
+        assert [seen.gradients.shape[1] for seen in made.evidence["layers.0.q_proj"] if seen.gradients is not None] == [
+            4,
+            4,
+        ]
+        assert made.notes() == (
+            "2 adapters, 1 layer, ranks 2 to 2.",
+            "The change of expert-1 is 0 in 1 of them.",
+        )
+    alone = plan(MergingConfig(rule="cat"), None, [first])
+    assert alone.notes() == ("1 adapter, 14 layers, ranks 2 to 2.",)
+
+
 def test_rules_that_read_adapters_alone_need_neither_model_nor_rows() -> None:
     given = [Expert(each.name, each.adapter) for each in experts(tiny("llama"))]
     made = plan(MergingConfig(rule="ties", layers=FEW), None, given)
@@ -126,8 +148,8 @@ def test_adapters_of_unlike_layers_are_joined_and_it_is_said() -> None:
     assert not made.deltas["layers.1.up_proj"][1].dense().any()
     assert made.notes() == (
         "2 adapters, 3 layers, ranks 2 to 3.",
-        "expert-0 does not touch 1 of them: its change there is 0.",
-        "expert-1 does not touch 1 of them: its change there is 0.",
+        "The change of expert-0 is 0 in 1 of them.",
+        "The change of expert-1 is 0 in 1 of them.",
         "Full Fisher matrices of up to 25 coordinates see 4 rows of an adapter, so at most as many directions: more "
         "rows, or fisher: block, which needs fewer, may keep more.",
     )
@@ -162,6 +184,44 @@ def test_one_base_may_have_lain_in_several_places() -> None:
     assert plan(MergingConfig(rule="svd"), None, moved).origin.base == names[0]
 
 
+def recorded(*known: tuple[str, str], any_base: bool = False) -> list[Expert]:
+    """Experts by the name of their base and the recorded hash of its weights."""
+    return [
+        replace(e, adapter=replace(e.adapter, base=name), base_weights=weights, any_base=any_base)
+        for e, (name, weights) in zip(experts(tiny("llama")), known, strict=True)
+    ]
+
+
+def test_bases_of_one_folder_name_and_other_weights_are_refused() -> None:
+    given = (("/one/base/model", "0a1b"), ("/two/base/model", "2c3d"))
+    says = r"expert-0: /one/base/model \(weights 0a1b\), expert-1: /two/base/model \(weights 2c3d\), expected one base"
+    with pytest.raises(AdapterError, match=says):
+        plan(MergingConfig(rule="svd"), None, recorded(*given))
+    made = plan(MergingConfig(rule="svd"), None, recorded(*given, any_base=True))
+    assert made.origin.bases == ("0a1b", "2c3d")
+
+
+def test_a_recorded_hash_says_more_than_a_name_and_a_name_what_no_hash_says() -> None:
+    config = MergingConfig(rule="svd")
+    assert plan(config, None, recorded(("/a/base", "0a"), ("/b/copied", "0a"))).origin.base == "/a/base"
+    assert plan(config, None, recorded(("/a/base", "0a"), ("/b/base", ""))).origin.bases == ("0a", "")
+    with pytest.raises(AdapterError, match="different bases: got expert-0: /a/one"):
+        plan(config, None, recorded(("/a/one", "0a"), ("/b/two", "")))
+
+
+def test_the_hash_of_rows_is_of_what_they_say_not_of_what_they_are_called() -> None:
+    one, two, other = (
+        planned_rows([replace(row, id=f"{stem}-{row.id}") for row in examples(4, seed=seed)])
+        for stem, seed in (("a", 20), ("b", 20), ("a", 22))
+    )
+    assert one == two
+    assert one != other
+
+
+def planned_rows(rows: Sequence[Example]) -> str:
+    return plan(MergingConfig(layers=FEW), tiny("llama"), changed(0, rows=rows)).origin.rows[0]
+
+
 def changed(number: int, **keys: Any) -> list[Expert]:
     given = experts(tiny("llama"))
     given[number] = replace(given[number], **keys)
@@ -194,7 +254,7 @@ REFUSED: list[tuple[dict[str, Any], Callable[[], list[Expert]], type[HoldfastErr
     ({}, _of_another_base, AdapterError, "different bases: got expert-0: org/one, expert-1: org/two"),
     ({}, _of_another_width, AdapterError, r"got deltas of \(9, 7\) and \(32, 32\), expected one shape"),
     ({}, lambda: changed(1, rows=()), DataError, "Cannot weigh expert-1: got 0 rows, expected at least 2"),
-    ({}, lambda: changed(1, rows=examples(1)), DataError, "Cannot weigh expert-1: got 1 rows"),
+    ({}, lambda: changed(1, rows=examples(1)), DataError, "Cannot weigh expert-1: got 1 row,"),
     (
         {},
         lambda: changed(1, rows=[*examples(2), Example("empty", (Message("user", "Why?"),), " ")]),

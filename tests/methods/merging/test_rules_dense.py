@@ -19,7 +19,7 @@ DENSE = [rule.name for rule in RULES.values() if rule.space == "dense" and not r
 
 def masks(seed: int = 0, given: list[LowRank] | None = None) -> list[Tensor]:
     """The uniform numbers that decide what is dropped, ``(o, i)`` for each adapter of ``layer``."""
-    tiles = Tiles("layer", given or deltas())
+    tiles = Tiles("layer", given or deltas(), WEIGHTS)
     whole = slice(0, tiles.shape[0])
     return [tiles.uniforms(whole, tiles.generator(t, seed)) for t in range(len(tiles))]
 
@@ -148,8 +148,8 @@ def test_the_height_of_tiles_does_not_matter(rule: str) -> None:
 
 
 def test_each_adapter_layer_and_seed_has_masks_of_its_own() -> None:
-    first = Tiles("layer", deltas())
-    other = Tiles("layer2", deltas())
+    first = Tiles("layer", deltas(), WEIGHTS)
+    other = Tiles("layer2", deltas(), WEIGHTS)
     drawn = [
         tiles.uniforms(slice(0, 24), tiles.generator(t, seed))
         for tiles, t, seed in [(first, 0, 0), (first, 1, 0), (first, 0, 1), (other, 0, 0)]
@@ -167,7 +167,7 @@ def whole_numbers(scale: float = 1.0) -> list[LowRank]:
 @pytest.mark.parametrize("scale", [1.0, 2.0**-100, 2.0**80])
 def test_magnitudes_are_exact_order_statistics(scale: float) -> None:
     given = whole_numbers(scale)
-    tiles = Tiles("layer", given, entries=50)
+    tiles = Tiles("layer", given, WEIGHTS, entries=50)
     ordered = given[1].dense().abs().flatten().sort().values
     places = [0, 1, 17, 240, 241, 478, 479]
     assert magnitudes(tiles, 1, places) == [float(ordered[place]) for place in places]
@@ -175,7 +175,7 @@ def test_magnitudes_are_exact_order_statistics(scale: float) -> None:
 
 def test_magnitudes_count_equal_entries_and_zeros() -> None:
     given = [LowRank(torch.tensor([[0.0, 1.0, -1.0, 2.0]]), torch.tensor([[1.0], [0.0], [-1.0]]))]
-    tiles = Tiles("layer", given)
+    tiles = Tiles("layer", given, [1.0])
     assert magnitudes(tiles, 0, range(12)) == [0.0] * 6 + [1.0] * 4 + [2.0] * 2
 
 

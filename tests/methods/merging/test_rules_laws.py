@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ from tests.methods.merging.lowrank import SHAPE, WEIGHTS, cases, deltas, merged
 from holdfast.core.errors import AdapterError, ConfigError, NumericsError
 from holdfast.layers.adapters import LowRank
 from holdfast.methods.merging.rules import RULES, RuleSettings, merge_layer, missing
-from holdfast.methods.merging.rules.tiles import Tiles
 
 every = pytest.mark.parametrize(("rule", "semantics"), cases())
 of_any_number = pytest.mark.parametrize(("rule", "semantics"), [case for case in cases() if not RULES[case[0]].pair])
@@ -50,13 +50,22 @@ def test_one_adapter_at_weight_1_without_dropping_is_the_identity(rule: str, sem
 
 
 @of_any_number
-def test_the_order_of_adapters_does_not_matter(rule: str, semantics: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, order = deltas(), [2, 0, 1]
+def test_the_order_of_adapters_does_not_matter(rule: str, semantics: str) -> None:
+    given = deltas()
     expected = merged(rule, given, semantics=semantics)
-    draw = Tiles.generator
-    monkeypatch.setattr(Tiles, "generator", lambda tiles, t, seed: draw(tiles, order[t], seed))  # masks go along
-    shuffled = merged(rule, [given[t] for t in order], [WEIGHTS[t] for t in order], semantics=semantics)
-    assert_close(shuffled, expected)
+    for order in permutations(range(3)):
+        shuffled = merged(rule, [given[t] for t in order], [WEIGHTS[t] for t in order], semantics=semantics)
+        assert_close(shuffled, expected)
+
+
+@of_any_number
+def test_the_order_of_adapters_of_one_norm_does_not_matter(rule: str, semantics: str) -> None:
+    """Of one and its mirror image, and of the same one at two weights."""
+    one = deltas()[0]
+    for other in (LowRank(one.A.flip(1), one.B), one):
+        there = merged(rule, [one, other], [0.7, 1.6], semantics=semantics)
+        back = merged(rule, [other, one], [1.6, 0.7], semantics=semantics)
+        assert_close(back, there)
 
 
 @every
@@ -67,11 +76,29 @@ def test_weight_0_removes_an_adapter(rule: str, semantics: str) -> None:
             assert_close(merged(rule, given, [1.0, 0.0], tau=tau), given[0].dense())
         return
     kept = merged(rule, given[:2], WEIGHTS[:2], semantics=semantics)
-    silenced = merged(rule, given, [*WEIGHTS[:2], 0.0], semantics=semantics)
+    for place in range(3):
+        others = [*given[:2]], [*WEIGHTS[:2]]
+        others[0].insert(place, _scaled(given[2], 10))  # the largest of them
+        others[1].insert(place, 0.0)
+        silenced = merged(rule, *others, semantics=semantics)
+        if (rule, semantics) in VOTE_WITHOUT_WEIGHT:
+            assert (silenced - kept).norm() > 0.1 * kept.norm()
+        else:
+            assert_close(silenced, kept)
+
+
+@of_any_number
+def test_weight_0_has_no_say_in_the_rank_either(rule: str, semantics: str) -> None:
     if (rule, semantics) in VOTE_WITHOUT_WEIGHT:
-        assert (silenced - kept).norm() > 0.1 * kept.norm()
-    else:
-        assert_close(silenced, kept)
+        return
+    given, settings = deltas(), RuleSettings(semantics=semantics)  # type: ignore[arg-type]
+    given[2] = deltas((7,))[0]
+    kept, lost = merge_layer("layer", given[:2], WEIGHTS[:2], rule, settings)
+    for silent in (given[2], missing(SHAPE, given[2])):
+        found, also = merge_layer("layer", [silent, *given[:2]], [0.0, *WEIGHTS[:2]], rule, settings)
+        assert found.rank == kept.rank
+        assert also == pytest.approx(lost, abs=1e-6)
+        assert_close(found.dense(), kept.dense())
 
 
 def test_the_kept_utility_delta_of_safe_merge_has_no_weight() -> None:
@@ -94,7 +121,9 @@ def test_scaled_deltas_give_a_scaled_merge(rule: str, semantics: str, by: float)
 def test_rules_called_linear_are_additive_and_the_others_are_not(rule: str, semantics: str) -> None:
     if (rule, semantics) == ("dare_linear", "mergekit"):
         semantics = "peft"  # rescaling to the L1 norm of the whole, mergekit's way, is not linear
-    given, others = _plenty(rule), deltas(seed=1)
+    given, others = (  # of one order by norm, which masks follow
+        [_scaled(delta, 4.0**-t) for t, delta in enumerate(part)] for part in (_plenty(rule), deltas(seed=1))
+    )
     weights = WEIGHTS[: len(given)]
     apart = [merged(rule, part[: len(given)], weights, semantics=semantics) for part in (given, others)]
     pairs = zip(given, others, strict=False)
@@ -157,12 +186,16 @@ def test_the_loss_that_is_reported_is_the_loss(rule: str, semantics: str) -> Non
     assert lost == pytest.approx(float((whole - delta.dense()).norm() / whole.norm()), rel=1e-4)
 
 
-def test_only_rules_that_are_exact_keep_more_than_the_largest_rank() -> None:
+def test_without_a_rank_svd_keeps_the_largest_and_the_others_the_sum() -> None:
     for rule in RULES.values():
         given = _plenty(rule.name)
         delta, lost = merge_layer("layer", given, WEIGHTS[: len(given)], rule.name, RuleSettings(tau=1.0), None)
-        assert (delta.rank > max(d.rank for d in given)) == (lost == 0) == rule.exact, rule.name
-        assert delta.rank <= sum(d.rank for d in given)
+        assert (lost == 0) == rule.exact, rule.name
+        most, whole = max(d.rank for d in given), sum(d.rank for d in given)
+        if rule.exact:
+            assert most < delta.rank <= whole, rule.name
+        else:
+            assert delta.rank == (most if rule.name == "svd" else whole), rule.name
 
 
 @every

@@ -41,6 +41,21 @@ def test_rows_that_agree_have_a_stable_leading_direction() -> None:
         assert spectrum.stability > 0.5 > 3 * spectrum.by_chance
 
 
+def test_rows_of_two_kinds_in_turn_are_in_both_halves() -> None:
+    """Refusals and answers one after another: even and odd rows would have nothing in common."""
+    made = planned(tiny("llama"), n=16, damping=10.0)  # so that the safety rows alone have a say
+    draw = torch.Generator().manual_seed(0)
+    for name, (utility, safety) in list(made.evidence.items()):
+        assert safety.gradients is not None
+        noise = torch.randn(2, *safety.gradients.shape, generator=draw)
+        kinds = torch.zeros_like(safety.gradients)
+        kinds[::2, 0] = kinds[1::2, 1] = 30.0
+        made.evidence[name] = (type(utility)(gradients=noise[0]), type(safety)(gradients=kinds + 0.1 * noise[1]))  # type: ignore[index]
+    for spectrum in spectra(made):
+        assert spectrum.k == 2
+        assert spectrum.stability > 0.7 > 2 * spectrum.by_chance
+
+
 @pytest.mark.parametrize(
     "keys",
     [

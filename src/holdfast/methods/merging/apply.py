@@ -58,8 +58,7 @@ def _data_free(plan: MergePlan) -> dict[str, tuple[LowRank, float]]:
     config, settings = plan.config, rule_settings(plan.config)
     made = {}
     for name, deltas in plan.deltas.items():
-        rank = config.rank or min(*deltas[0].shape, sum(delta.rank for delta in deltas))
-        made[name] = merge_layer(name, deltas, plan.weights, config.rule, settings, rank)
+        made[name] = merge_layer(name, deltas, plan.weights, config.rule, settings, config.rank)
     return made
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from holdfast.core.config import Config
+from holdfast.core.config import Config, explain
 from holdfast.core.errors import did_you_mean
+from holdfast.core.wording import counted
 
 WITH_ROWS = ("regmean", "fisher", "alignguard", "sst", "sst_projection")
 """Rules that read rows of each adapter; the others read the adapters alone (`holdfast.methods.merging.rules`)."""
@@ -21,12 +23,13 @@ RuleName = Literal[
 ]  # fmt: skip
 Form = Literal["full", "global", "block", "kfac", "diagonal", "gradient_variance", "topk"]
 Point = Literal["own", "base", "utility", "mean"]
+WEIGH_LOSSES = ("regmean", "fisher", "alignguard", "sst")
+"""Rules whose weights are those of losses, at least 0; those of the others may subtract."""
 LAYER_WEIGHTS = {
-    "lm_head": 5.0,
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"), 2.0),
     **dict.fromkeys(("gate_proj", "up_proj", "down_proj", "gate_up_proj"), 1.5),
 }
-"""The field's weights of layers in `sst_projection`, by kind."""
+"""The field's weights of layers in `sst_projection`, by kind, of those that an adapter can have here."""
 
 _EVIDENCE = frozenset({"labels", "point", "samples", "damping"})
 _TRIM = frozenset({"density", "semantics"})
@@ -69,9 +72,12 @@ class MergingConfig(Config):
     are left out get no change."""
     weights: tuple[float, ...] = ()
     """One for each adapter; all 1 where they are left out. What is summed is ``weight * delta``; in ``sst``, ``fisher``
-    and ``regmean`` they weigh the losses, and in ``alignguard`` the last weighs its penalties too."""
+    and ``regmean`` they weigh the losses, and in ``alignguard`` the last weighs its penalties too; in these four none
+    is below 0."""
     rank: int | None = Field(default=None, ge=1)
-    """Rank of the result. Left out: nothing is cut off where the rule allows that, else the sum of the ranks."""
+    """Rank of the result. Left out: the largest rank of the adapters with ``svd``, the sum of their ranks with rules
+    that work on single entries of the weights (``ties``, ``dare_linear``, ``dare_ties``, ``magnitude_prune``,
+    ``breadcrumbs``, ``della``, ``knots``); with the others nothing is cut off."""
     density: float | None = Field(default=None, gt=0, le=1)
     """Share of entries that is kept; the rule's own where it is left out."""
     semantics: Literal["paper", "peft", "mergekit"] = "paper"
@@ -132,9 +138,38 @@ class MergingConfig(Config):
             raise ValueError(
                 f"layer_weights: no kind of layer {unknown[0]!r}. {did_you_mean(unknown[0], LAYER_WEIGHTS)}"
             )
-        if self.weights and not any(self.weights):
-            raise ValueError("weights are all 0; give at least one other")
+        self.check_weights(self.weights)
         return self
+
+    def check_weights(self, weights: Sequence[float]) -> None:
+        """Do these weights make a merge under this rule?
+
+        Raises:
+            ValueError: they do not, whatever the adapters are.
+        """
+        if weights and not any(weights):
+            raise ValueError("weights are all 0; give at least one other")
+        if self.rule in WEIGH_LOSSES and min(weights, default=0.0) < 0:
+            raise ValueError(
+                f"rule {self.rule} weighs losses, so no weight may be below 0 (got {min(weights):g}); to subtract an "
+                "adapter, take task_arithmetic"
+            )
+        if self.rule == "average" and weights and sum(weights) == 0:
+            raise ValueError("rule average divides by the sum of the weights, and it is 0; take task_arithmetic")
+
+    def with_last(self, weight: float, adapters: int) -> MergingConfig:
+        """The same settings, checked anew, with another weight of the last of so many adapters.
+
+        Raises:
+            ConfigError: the rule cannot work with that weight.
+        """
+        given = {key: getattr(self, key) for key in self.model_fields_set & set(MergingConfig.model_fields)}
+        weights = (*self.weights_of(adapters)[:-1], weight)
+        try:
+            return MergingConfig(**(given | {"weights": weights}))
+        except ValidationError as problem:
+            told = ", ".join(f"{each:g}" for each in weights)
+            raise explain(problem, f"merge with weights {told}", MergingConfig) from problem
 
     def weights_of(self, adapters: int) -> tuple[float, ...]:
         """One weight for each adapter.
@@ -143,5 +178,7 @@ class MergingConfig(Config):
             ValueError: there are others.
         """
         if self.weights and len(self.weights) != adapters:
-            raise ValueError(f"got {len(self.weights)} weights for {adapters} adapters, expected one for each")
+            raise ValueError(
+                f"got {counted(len(self.weights), 'weight')} for {counted(adapters, 'adapter')}, expected one for each"
+            )
         return self.weights or (1.0,) * adapters

@@ -119,7 +119,8 @@ def cost(config: MergingConfig, shapes: Mapping[str, Shape], rows: Sequence[int]
 def result_rank(config: MergingConfig, shape: Shape) -> int:
     """The most that the merged delta has."""
     whole = min(shape.core)
-    return whole if config.rank is None else min(config.rank, whole)
+    usual = max(shape.ranks) if config.rule == "svd" else whole
+    return min(usual if config.rank is None else config.rank, whole)
 
 
 def _factored(config: MergingConfig) -> bool:

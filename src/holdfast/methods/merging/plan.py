@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import AdapterError, ConfigError, DataError, LayerError, did_you_mean
+from holdfast.core.wording import counted
 from holdfast.curvature.passes import digest
 from holdfast.data.batches import Encoded
 from holdfast.data.examples import Example
@@ -68,25 +69,27 @@ class MergePlan:
         return self.config.weights_of(len(self.origin.names))
 
     def with_last(self, weight: float) -> MergePlan:
-        """The same plan with another weight of the last adapter: what was looked at does not depend on it."""
-        weights = (*self.weights[:-1], weight)
-        return replace(self, config=self.config.model_copy(update={"weights": weights}))
+        """The same plan with another weight of the last adapter: what was looked at does not depend on it.
+
+        Raises:
+            ConfigError: the rule cannot work with that weight.
+        """
+        return replace(self, config=self.config.with_last(weight, len(self.origin.names)))
 
     def notes(self) -> tuple[str, ...]:
         """What is merged, which layers some adapters do not touch, and whether full matrices have few rows."""
         ranks = sorted({delta.rank for each in self.deltas.values() for delta in each if bool(delta.B.any())} or {0})
-        made = f"{len(self.origin.names)} adapters, {len(self.deltas)} layers, ranks {ranks[0]} to {ranks[-1]}."
+        made = (
+            f"{counted(len(self.origin.names), 'adapter')}, {counted(len(self.deltas), 'layer')}, "
+            f"ranks {ranks[0]} to {ranks[-1]}."
+        )
         absent = {
             name: sum(not bool(each[t].B.any()) for each in self.deltas.values())
             for t, name in enumerate(self.origin.names)
         }
         return (
             made,
-            *(
-                f"{name} does not touch {count} of them: its change there is 0."
-                for name, count in absent.items()
-                if count
-            ),
+            *(f"The change of {name} is 0 in {count} of them." for name, count in absent.items() if count),
             *self._few_rows(),
         )
 
@@ -104,7 +107,7 @@ class MergePlan:
 
 def _coordinates(deltas: Sequence[LowRank]) -> int:
     """Most core coordinates that a layer can have."""
-    rank = sum(delta.rank for delta in deltas)
+    rank = sum(delta.rank for delta in deltas if bool(delta.B.any()))
     return min(deltas[0].shape[0], rank) * min(deltas[0].shape[1], rank)
 
 
@@ -213,7 +216,8 @@ def _encoded(config: MergingConfig, loaded: LoadedModel, experts: Sequence[Exper
         rows = expert.rows[: config.samples]
         if len(rows) < 2:
             raise DataError(
-                f"Cannot weigh {expert.name}: got {len(rows)} rows, expected at least 2. Do: give it rows of its task."
+                f"Cannot weigh {expert.name}: got {counted(len(rows), 'row')}, expected at least 2. Do: give it "
+                "rows of its task."
             )
         silent = [row.id for row in rows if row.messages and not row.answer.strip()]
         if silent:

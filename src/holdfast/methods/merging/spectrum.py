@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from holdfast.curvature import gram, subspaces
 from holdfast.methods.merging.plan import MergePlan
@@ -24,7 +25,7 @@ class Spectrum:
     k: int
     """How many leading directions were compared between the halves."""
     stability: float
-    """Mean squared cosine between the leading directions of even and of odd rows."""
+    """Mean squared cosine between the leading directions of two random halves of the rows."""
     by_chance: float
     """What random directions would have on average."""
     deviation: float
@@ -102,9 +103,16 @@ def spectra(plan: MergePlan) -> list[Spectrum]:
         values_k = gram.gram_gevp(K_nn, len(G_sd), damping=plan.config.damping, d=d, name=f"utility Fisher of {name}")
         R_nr = gram.sample_coordinates(K_nn)
         k = max(1, min(d, len(G_sd) // 2, len(G_ud) // 2) // LEADING)
-        angles_k = subspaces.split_half(R_nr[: len(G_sd)], R_nr[len(G_sd) :], k=k, damping=plan.config.damping, d=d)
+        halves = _shuffled(R_nr[: len(G_sd)]), _shuffled(R_nr[len(G_sd) :])
+        angles_k = subspaces.split_half(*halves, k=k, damping=plan.config.damping, d=d)
         r = R_nr.shape[1]
         chance, deviation = subspaces.overlap_by_chance(k, r), subspaces.overlap_deviation(k, r)
         values = tuple(values_k.values_k.tolist())
         found.append(Spectrum(name, values, k, subspaces.overlap(angles_k), chance, deviation))
     return found
+
+
+def _shuffled(R_nr: Tensor) -> Tensor:
+    """The rows in a fixed random order: halves are even and odd ones, and files may alternate two kinds of rows."""
+    order_n = torch.randperm(len(R_nr), generator=torch.Generator().manual_seed(0))
+    return R_nr[order_n.to(R_nr.device)]

@@ -51,10 +51,11 @@ class Rule:
             ``(name, deltas, weights, settings) -> M_oi``, float32.
         settings: The fields of `RuleSettings` that it reads.
         paper: Where it comes from.
-        linear: Whether the merged delta is linear in the deltas, for one seed. ``dare_linear`` is not where mergekit
-            rescales to a norm.
+        linear: Whether the merged delta is linear in the deltas, for the same masks, which follow the order of the
+            deltas by norm. ``dare_linear`` is not where mergekit rescales to a norm.
         summary: One line for people.
-        exact: With no rank asked for, nothing is cut off; otherwise the result has the largest rank of the inputs.
+        exact: With no rank asked for, nothing is cut off. The others are cut back: a core rule to the largest rank of
+            the deltas, a dense one to the sum of their ranks.
         density: What ``settings.density`` is where it is left out.
         semantics: The readings that exist; empty where all agree.
         pair: Takes exactly two adapters: utility, then safety.

@@ -26,7 +26,7 @@ def dense_rule(thinner: Thinner, mix: Mix) -> Callable[..., Tensor]:
     def merge(
         name: str, deltas: Sequence[LowRank], weights: Sequence[float], settings: RuleSettings, entries: int = ENTRIES
     ) -> Tensor:
-        tiles = Tiles(name, deltas, entries)
+        tiles = Tiles(name, deltas, weights, entries)
         thins = [thinner(tiles, t, settings) for t in range(len(tiles))]
         M_oi = torch.empty(tiles.shape, device=tiles.device)
         for rows in tiles.spans():

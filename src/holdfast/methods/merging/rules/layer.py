@@ -33,13 +33,14 @@ def merge_layer(
     the best approximation of that rank.
 
     Args:
-        name: The layer; random masks are drawn from it, ``settings.seed`` and the place of an adapter, so neither the
-            order of layers nor the size of tiles has a say.
+        name: The layer; random masks are drawn from it, ``settings.seed`` and the place of a delta by its norm, so
+            neither the order of layers or adapters nor the size of tiles has a say.
         deltas: One for each adapter; `missing` for an adapter that does not touch the layer.
         weights: One for each adapter; negative ones subtract.
         rule: A name in `RULES`.
         settings: What the rule reads; other fields have no effect.
-        rank: At most this rank. ``None``: all of it for rules that are exact, else the largest rank of the deltas.
+        rank: At most this rank. ``None``: all of it for rules that are exact, for ``svd`` the largest rank of the
+            deltas, for dense rules the sum of their ranks; deltas that are 0 or have weight 0 do not count.
     Returns:
         The merged delta, and the relative Frobenius norm of what truncation cut off.
     Raises:
@@ -52,10 +53,11 @@ def merge_layer(
     settings = resolve(row, settings, len(deltas))
     if rank is not None and rank < 1:
         raise ConfigError(f"cannot merge {name} to rank {rank}: expected at least 1.")
+    heard = _heard(row, deltas, weights)
     if rank is None and not row.exact:
-        rank = max(delta.rank for delta in deltas)
+        rank = _usual_rank(row, heard[0])
     if row.space == "core" or row.turned:
-        deltas, weights = _heard(row, deltas, weights)
+        deltas, weights = heard
     if row.space == "core":
         summed = _summed(row, deltas, weights, settings, rank) if row.linear else None
         return summed or _in_core_space(row, name, deltas, weights, settings, rank)
@@ -73,6 +75,12 @@ def _heard(row: Rule, deltas: Sequence[LowRank], weights: Sequence[float]) -> tu
     if not heard:
         return [missing(deltas[0].shape, deltas[0])], [1.0]
     return [delta for delta, _ in heard], [weight for _, weight in heard]
+
+
+def _usual_rank(row: Rule, deltas: Sequence[LowRank]) -> int:
+    """What a rule that is not exact is cut back to where no rank was asked for."""
+    ranks = [delta.rank for delta in deltas if bool(delta.B.any())] or [1]
+    return min(*deltas[0].shape, max(ranks) if row.space == "core" else sum(ranks))
 
 
 def _summed(
@@ -107,7 +115,8 @@ def _dense(
     row: Rule, name: str, deltas: Sequence[LowRank], weights: Sequence[float], settings: RuleSettings, rank: int
 ) -> tuple[LowRank, float]:
     M_oi = finite(row.merge(name, deltas, weights, settings), name, row.name)
-    return truncated(M_oi, rank, [delta.A for delta in deltas], settings.seed)
+    near = [delta.A for delta, weight in zip(deltas, weights, strict=True) if weight != 0]
+    return truncated(M_oi, rank, near, settings.seed)
 
 
 def _turned(
