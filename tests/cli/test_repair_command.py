@@ -71,18 +71,50 @@ def test_it_writes_an_adapter_and_prints_before_and_after(
     assert 0.5 * held < sum(looked) < held
 
 
-def test_json_is_the_same_and_an_adapter_is_replaced(
+def test_json_is_the_same_and_an_adapter_that_is_there_is_not_replaced(
     given: dict[str, str], model: Path, tmp_path: Path, command: Command
 ) -> None:
     out = tmp_path / "mended"
-    for _ in range(2):
-        code, said, _ = command(*words(given, model, out, values="0.5", judge="exact", method="scale"), "--json")
-        assert code == 0
-        found = json.loads(said)
-        assert found["dial"] == 0.5
-        assert set(found["figures"]) == {"harmful requests answered", "harmless requests refused", "utility (exact)"}
+    asked = [*words(given, model, out, values="0.5", judge="exact", method="scale"), "--json"]
+    code, said, _ = command(*asked)
+    assert code == 0
+    found = json.loads(said)
+    assert found["dial"] == 0.5
+    assert set(found["figures"]) == {"harmful requests answered", "harmless requests refused", "utility (exact)"}
+    for place in (out, Path(given["adapter"])):
+        kept = {path.name: path.read_bytes() for path in place.iterdir()}
+        code, said, error = command(*words(given, model, place, values="0.5", judge="exact", method="scale"))
+        assert (code, said) == (2, "")
+        assert f"Output folder {place} exists already. Do: give another with -o, or remove it." in error
+        assert {path.name: path.read_bytes() for path in place.iterdir()} == kept
     (before,) = [d.dense() for n, d in read_peft(Path(given["adapter"])).deltas.items() if n == "layers.0.q_proj"]
     assert (read_peft(out).delta("layers.0.q_proj") - 0.5 * before).abs().max() < 1e-6
+
+
+def test_plan_says_what_it_takes_loads_no_weights_and_writes_nothing(
+    given: dict[str, str], model: Path, tmp_path: Path, command: Command
+) -> None:
+    asked = [*words(given, model, tmp_path / "mended"), "--plan"]
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(b"no weights")
+    try:
+        code, said, error = command(*asked)
+        found = json.loads(command(*asked, "--json")[1])
+        without = [word for word in asked if word not in {"--out", str(tmp_path / "mended")}]
+        assert command(*without)[1] == said
+    finally:
+        (model / "model.safetensors").write_bytes(weights)
+    assert code == 0, error
+    assert "Nothing was written" in error
+    assert not (tmp_path / "mended").exists()
+    assert "parameters; rows: " in said
+    assert " of memory and " in said.splitlines()[-1]
+    rows = found["steps"][0]["rows"]
+    assert {"utility", "safety"} < rows.keys()
+    assert sum(rows.values()) == 24 + 16
+    code, _, error = command(*[word for word in without if word != "--plan"])
+    assert code == 2
+    assert "No folder to write to. Do: add -o FOLDER, or --plan to see what it takes." in error
 
 
 @pytest.mark.parametrize(
@@ -113,7 +145,7 @@ def test_safety_rows_without_a_refusal_and_a_folder_of_something_else_are_refuse
     (tmp_path / "notes.txt").write_text("mine")
     code, _, error = command(*words(given, model, tmp_path))
     assert code == 2
-    assert "got something else there" in error
+    assert f"Output folder {tmp_path} exists already" in error
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -143,6 +175,22 @@ def test_an_adapter_that_cannot_be_repaired_is_one_sentence(
     assert line in error
     assert "Traceback" not in error
     assert not (tmp_path / "mended").exists()
+
+
+def test_an_adapter_of_another_base_is_repaired_where_that_is_asked_for_and_it_is_said(
+    given: dict[str, str], model: Path, tmp_path: Path, command: Command
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(given["adapter"], other)
+    config = other / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "org/other"}))
+    changed = {"values": "0.5", "judge": "exact", "method": "scale"}
+    asked = words(given | {"adapter": str(other)}, model, tmp_path / "mended", **changed)
+    assert command(*asked)[0] == 2
+    code, said, error = command(*asked, "--any-base")
+    assert code == 0, error
+    assert "Note: Adapter other was made for org/other and is used on" in said
+    assert "it was asked to take any base" in said
 
 
 def test_nan_weights_rows_that_are_empty_and_one_file_for_both_are_one_sentence(

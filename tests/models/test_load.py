@@ -3,6 +3,7 @@ from pathlib import Path
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 from pydantic import ValidationError
 from tests.close import assert_close
@@ -143,6 +144,25 @@ def test_an_adapter_with_tensors_that_the_model_would_ignore_is_refused(tmp_path
         load_model(ModelConfig(source=str(tiny_folder(tmp_path, "llama")), adapter=str(saved)))
 
 
+def test_a_pickled_adapter_is_put_on_its_base_as_the_same_one_in_safetensors(tmp_path: Path) -> None:
+    folder, plain = tiny_folder(tmp_path, "llama"), adapter(tmp_path / "plain")
+    pickled = adapter(tmp_path / "pickled")
+    weights = pickled / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    weights.unlink()
+    file = pickled / "adapter_model.bin"
+    torch.save(tensors, file)
+    expected, found = (load_model(ModelConfig(source=str(folder), adapter=str(saved))) for saved in (plain, pickled))
+    assert_close(found.model(IDS).logits, expected.model(IDS).logits, "exact")
+    torch.save(tensors | {"base_model.model.odd.lora_A.weight": torch.ones(1)}, file)
+    with pytest.raises(AdapterError, match=r"1 tensors differ, the first is base_model\.model\.odd"):
+        load_model(ModelConfig(source=str(folder), adapter=str(pickled)))
+    for damaged in (b"", b"no pickle", file.read_bytes()[:900]):
+        file.write_bytes(damaged)
+        with pytest.raises(AdapterError, match="does not fit"):
+            load_model(ModelConfig(source=str(folder), adapter=str(pickled)))
+
+
 def test_unreadable_adapters_are_refused(tmp_path: Path) -> None:
     folder = str(tiny_folder(tmp_path, "llama"))
     saved = adapter(tmp_path / "tuned")
@@ -156,7 +176,7 @@ def test_unreadable_adapters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="does not fit"):
         load_model(ModelConfig(source=folder, adapter=str(saved)))
     weights.unlink()
-    with pytest.raises(AdapterError, match=r"has no adapter_model\.safetensors"):
+    with pytest.raises(AdapterError, match=r"has no adapter_model\.safetensors and no adapter_model\.bin"):
         load_model(ModelConfig(source=folder, adapter=str(saved)))
     (saved / "adapter_config.json").write_text("{")
     with pytest.raises(AdapterError, match="not a PEFT configuration"):

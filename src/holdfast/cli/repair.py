@@ -7,19 +7,19 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say
+from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say, size
 from holdfast.core.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
     from holdfast.core.results import Metric, StepRecord
     from holdfast.data.examples import Example
 
-ADAPTER_CONFIG = "adapter_config.json"
 HELD_OUT = 4
 """One row of so many is held out to choose the dial by, and for the table."""
 HARMFUL, HARMLESS = "advbench", "lab/benign"
@@ -40,7 +40,7 @@ def repair(  # noqa: PLR0913, PLR0917 - one parameter an option
         typer.Option(metavar="FILE", help="Harmful requests with refusals, and harmless ones with answers."),
     ],
     utility: Annotated[str, typer.Option(metavar="FILE", help="Rows of what the adapter must still do.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the repaired adapter.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write. Not needed with --plan.")] = None,
     method: Annotated[str, typer.Option(help="repair, or a rival of it: see 'holdfast show repair'.")] = "repair",
     unaligned: Annotated[
         str, typer.Option(metavar="MODEL", help="The base before its alignment, for the rivals that go by it.")
@@ -48,6 +48,10 @@ def repair(  # noqa: PLR0913, PLR0917 - one parameter an option
     values: Annotated[str, typer.Option(help="Values of the dial to try, e.g. 0.3,1,3. Default: the method's.")] = "",
     drop: Annotated[float, typer.Option(min=0, help="How much utility may be lost on the rows held out.")] = 0.02,
     judge: Annotated[str, typer.Option(help="How utility is scored: rouge_l or exact.")] = "rouge_l",
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Take an adapter that was made for another base.")
+    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print rows, memory and disk, and do nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Take the harm out of an adapter without training, and print figures before and after.
@@ -57,22 +61,28 @@ def repair(  # noqa: PLR0913, PLR0917 - one parameter an option
     """
     if judge not in UTILITY:
         raise ConfigError(f"Unknown judge {judge!r}. {did_you_mean(judge, UTILITY)}")
-    _refuse_other(out)
+    if out is None and not plan:
+        raise ConfigError("No folder to write to. Do: add -o FOLDER, or --plan to see what it takes.")
+    if out is not None:
+        _refuse_existing(out)
     with tempfile.TemporaryDirectory(prefix="holdfast-") as made:
         folder = Path(made)
         rows = _split(safety, utility, folder)
-        step = _step(method, unaligned, rows, judge) | {"adapter": adapter}
+        step = _step(method, unaligned, rows, judge) | {"adapter": adapter, "any_base": any_base}
         step["select"] |= {"drop": drop} | ({"values": _numbers(values)} if values else {})
-        record = _run({"name": "repair", "model": {"source": base}, "steps": {STEP: step}}, folder / "run")
+        document = {"name": "repair", "model": {"source": base}, "steps": {STEP: step}}
+        if plan or out is None:
+            _print_plan(document, {file: part for part, file in rows.items()}, as_json)
+            return
+        record = _run(document, folder / "run")
         _put(folder / "run" / record.artifacts[0].path, out)
     _print(record, judge, as_json)
     say(f"The repaired adapter is in {out}.")
 
 
-def _refuse_other(out: Path) -> None:
-    """Only an adapter may be replaced."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / ADAPTER_CONFIG).is_file()):
-        raise ConfigError(f"Cannot write an adapter to {out}: got something else there. Do: give another folder.")
+def _refuse_existing(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"Output folder {out} exists already. Do: give another with -o, or remove it.")
 
 
 def _numbers(words: str) -> list[float]:
@@ -159,6 +169,23 @@ def _run(document: dict[str, Any], folder: Path) -> StepRecord:
     except KeyboardInterrupt:
         say("holdfast: stopped with Ctrl-C. Nothing was written.")
         raise typer.Exit(130) from None
+
+
+def _print_plan(document: dict[str, Any], names: dict[str, str], as_json: bool) -> None:
+    """What it takes, with rows under these names; no weight is loaded."""
+    from holdfast.recipes.estimate import estimate
+    from holdfast.recipes.schema import parse_recipe
+
+    found = estimate(parse_recipe(document, "holdfast repair"), "holdfast repair")
+    steps = (replace(step, rows={names.get(key, key): n for key, n in step.rows.items()}) for step in found.steps)
+    needs = replace(found, steps=tuple(steps))
+    if as_json:
+        print_json(needs.as_dict())
+        return
+    for step in needs.steps:
+        typer.echo(step.sentence)
+    typer.echo(f"About {size(needs.memory_bytes)} of memory and {size(needs.disk_bytes)} of disk.")
+    say("Nothing was written: estimates from shapes alone.")
 
 
 def _put(made: Path, out: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
@@ -15,7 +17,8 @@ from holdfast.models.sources import first_line
 
 BASE_FILE = "holdfast_base.json"
 """Beside an adapter that Holdfast saved: which weights it was trained on."""
-_WEIGHTS = "adapter_model.safetensors"
+_WEIGHTS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
+_UNREADABLE = (RuntimeError, ValueError, KeyError, SafetensorError, OSError, TypeError, EOFError, UnpicklingError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ def attach_adapter(
     notes = _base_notes(folder, recorded, on, any_base)
     try:
         tuned = PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError, KeyError, SafetensorError, OSError, TypeError) as problem:
+    except _UNREADABLE as problem:
         raise AdapterError(
             f"The adapter {folder} does not fit {base}: {first_line(problem)} "
             f"It was made for {recorded or 'an unnamed base'}. Do: give the model it was trained on as model.source."
@@ -75,7 +78,7 @@ def check_base(folder: Path, on: Base, *, any_base: bool = False) -> tuple[str, 
 
 def _base_notes(folder: Path, recorded: str, on: Base, any_base: bool) -> tuple[str, ...]:
     """Refuse an adapter of another base; a note where only the names say that it is the same one."""
-    weights = _recorded_weights(folder)
+    weights = recorded_weights(folder)
     if weights and on.weights:
         why, same, sure = "the SHA-256 of the weights differs", weights == on.weights, True
     else:
@@ -104,8 +107,12 @@ def own_name(name: str) -> str:
     return (parts[-1].rpartition("--")[2] if parts else Path(name).name).lower()
 
 
-def _recorded_weights(folder: Path) -> str:
-    """The hash that Holdfast wrote, or empty."""
+def recorded_weights(folder: Path) -> str:
+    """The hash of its base's weights that Holdfast wrote beside an adapter, or empty.
+
+    Raises:
+        AdapterError: the file is damaged.
+    """
     file = folder / BASE_FILE
     if not file.is_file():
         return ""
@@ -123,15 +130,14 @@ def _recorded_base(folder: Path) -> str:
             f"Cannot read {folder / 'adapter_config.json'}: it is not a PEFT configuration ({type(problem).__name__}). "
             "Do: save the adapter again."
         ) from problem
-    if not (folder / _WEIGHTS).is_file():
-        raise AdapterError(f"The adapter {folder} has no {_WEIGHTS}. Do: save the adapter again, with safetensors.")
+    if not (folder / _WEIGHTS).is_file() and not (folder / _PICKLED).is_file():
+        raise AdapterError(f"The adapter {folder} has no {_WEIGHTS} and no {_PICKLED}. Do: save the adapter again.")
     return str(kind.base_model_name_or_path or "")
 
 
 def _same_tensors(tuned: Any, folder: Path, base: str, recorded: str) -> None:
     """The file and the model must name the same adapter tensors; PEFT itself only warns."""
-    with safe_open(folder / _WEIGHTS, "pt") as file:
-        stored = set(file.keys())
+    stored = _stored(folder)
     expected = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
     odd = sorted(stored ^ expected)
     if odd:
@@ -140,3 +146,11 @@ def _same_tensors(tuned: Any, folder: Path, base: str, recorded: str) -> None:
             f"The adapter {folder} does not fit {base}: {len(odd)} tensors differ, the first is {odd[0]}, in {where}. "
             f"It was made for {recorded or 'an unnamed base'}. Do: give the model it was trained on as model.source."
         )
+
+
+def _stored(folder: Path) -> set[str]:
+    """Names of the tensors in the file that PEFT reads: the safetensors file, or the pickle where there is none."""
+    if not (folder / _WEIGHTS).is_file():
+        return set(torch.load(folder / _PICKLED, map_location="cpu", weights_only=True))
+    with safe_open(folder / _WEIGHTS, "pt") as file:
+        return set(file.keys())

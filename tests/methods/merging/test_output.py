@@ -25,6 +25,7 @@ from holdfast.methods.merging.plan import Expert, plan
 from holdfast.methods.merging.select import Tried, choose
 from holdfast.methods.merging.spectrum import spectra
 from holdfast.models.adapter import BASE_FILE, Base, check_base
+from holdfast.models.load import LoadedModel
 
 
 def merged(family: str = "llama", **keys: Any) -> Merged:
@@ -181,7 +182,17 @@ def test_without_a_base_the_bits_are_compared_alone(tmp_path: Path) -> None:
         assert torch.equal(back.deltas[name].A, delta.A)
         assert torch.equal(back.deltas[name].B, delta.B)
     assert not (tmp_path / "a" / BASE_FILE).exists()
-    assert back.metadata["config"] == {"rule": "task_arithmetic"}
+    assert back.metadata["config"]["rule"] == "task_arithmetic"
+
+
+def test_without_a_base_the_one_that_is_recorded_of_all_adapters_is_recorded_of_the_merged_one(tmp_path: Path) -> None:
+    for hashes, known in ((("0a", "0a"), "0a"), (("0a", ""), None), (("", ""), None)):
+        given = [replace(e, base_weights=h) for e, h in zip(experts(tiny("llama")), hashes, strict=True)]
+        folder = tmp_path / "-".join(hashes)
+        output.save(merge(plan(MergingConfig(rule="svd"), None, given)), folder)
+        found = json.loads((folder / BASE_FILE).read_text())["weights_sha256"] if known else None
+        assert found == known
+        assert (folder / BASE_FILE).exists() == (known is not None)
 
 
 def spoilt(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., None]:
@@ -232,11 +243,48 @@ def test_what_does_something_else_in_peft_is_refused_and_the_model_stays(
     assert_same_state(loaded.model, before)
 
 
-def test_narrow_weights_are_allowed_their_rounding(tmp_path: Path) -> None:
-    """The base with the deltas added rounds the sum to its own type, PEFT keeps the two apart."""
-    loaded = tiny("llama")
-    loaded.model.to(torch.bfloat16)
-    output.save(merged(), tmp_path / "a", loaded)
+NARROW = (torch.bfloat16, torch.float16)
+
+
+def in_type(dtype: torch.dtype, family: str = "llama") -> LoadedModel:
+    loaded = tiny(family)
+    loaded.model.to(dtype)
+    return loaded
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", NARROW)
+def test_with_narrow_weights_peft_does_what_was_merged(dtype: torch.dtype, family: str, tmp_path: Path) -> None:
+    loaded, made = in_type(dtype, family), merged(family)
+    before = state_of(loaded.model)
+    assert output.save(made, tmp_path / "a", loaded) == pytest.approx(0, abs=0.01)
+    assert_same_state(loaded.model, before)
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32])
+@pytest.mark.parametrize("size", [1.0, 1e-4], ids=["usual", "smaller than the rounding of the logits"])
+@pytest.mark.parametrize("factor", [0, 3, -1, 1.1])
+def test_a_scale_that_was_changed_is_refused_in_every_type_of_weights(
+    factor: float, size: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    loaded, made = in_type(dtype), merged(weights=(size, size))
+    output.save(made, tmp_path / "a", loaded)
+    config = tmp_path / "a" / "adapter_config.json"
+    known = json.loads(config.read_text())
+    config.write_text(json.dumps(known | {"lora_alpha": factor * known["lora_alpha"], "alpha_pattern": {}}))
+    with pytest.raises(AdapterError, match="does not do in PEFT what was merged: logits differ by"):
+        output.same_answers(loaded, made.adapter, tmp_path / "a")
+
+
+def test_a_module_that_peft_does_not_adapt_is_refused(tmp_path: Path) -> None:
+    loaded, made = in_type(torch.bfloat16), merged(weights=(1e-4, 1e-4))
+    output.save(made, tmp_path / "a", loaded)
+    config = tmp_path / "a" / "adapter_config.json"
+    known = json.loads(config.read_text())
+    rest = [path for path in known["target_modules"] if path != made.adapter.paths["layers.1.v_proj"]]
+    config.write_text(json.dumps(known | {"target_modules": rest}))
+    with pytest.raises(AdapterError, match=r"the factors of layers\.1\.v_proj are others"):
+        output.same_answers(loaded, made.adapter, tmp_path / "a")
 
 
 def test_an_adapter_that_changes_nothing_is_saved_too(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from holdfast.methods.merging import output, spectrum
 from holdfast.methods.merging.evidence import Evidence
 from holdfast.methods.merging.plan import Expert
 from holdfast.methods.merging.repair import RepairPlan, delta_of, repair, repair_plan
-from holdfast.methods.merging.repair_config import DIALS, WITH_ROWS, WITH_UNALIGNED, RepairConfig
+from holdfast.methods.merging.repair_config import DIALS, READS, WITH_ROWS, WITH_UNALIGNED, RepairConfig
 from holdfast.models.load import LoadedModel
 
 NAME = "layers.0.q_proj"
@@ -199,6 +199,18 @@ def test_what_is_saved_does_in_peft_what_was_repaired(method: str, tmp_path: Pat
     assert f'"{DIALS[plan.config.method].key}": {plan.config.strength}' in (folder / output.FILE).read_text()
 
 
+@pytest.mark.parametrize("method", READS)
+def test_the_record_has_every_setting_that_the_method_reads_and_the_hash_of_the_adapter(method: str) -> None:
+    loaded = tiny("llama")
+    unaligned = tiny("llama", seed=5) if method in WITH_UNALIGNED else None
+    given = replace(expert(loaded), sha256="0a1b", base_weights="2c3d")
+    config = RepairConfig(method=method, layers=FEW)  # type: ignore[arg-type]
+    found = repair(repair_plan(config, loaded, given, examples(5, seed=30), unaligned)).adapter.metadata
+    assert found["config"].keys() == READS[config.method] | {"method", "layers", "rank"}
+    assert RepairConfig(**found["config"]) == config
+    assert (found["origin"]["adapters"], found["origin"]["bases"]) == (("0a1b", ""), ("2c3d", ""))
+
+
 def test_split_half_stability_is_that_of_utility_and_safety_rows() -> None:
     plan = planned(tiny("llama"), n=12)
     assert {found.layer for found in spectrum.spectra(plan.pair)} == set(plan.pair.deltas)
@@ -265,6 +277,9 @@ def test_bad_evidence_is_a_sentence() -> None:
         repair_plan(RepairConfig(), loaded, replace(good, rows=()), examples(3))
     with pytest.raises(DataError, match="utility and safety rows are the same"):
         repair_plan(RepairConfig(), loaded, good, list(reversed(good.rows)))
+    renamed = [replace(row, id=f"other-{row.id}") for row in good.rows]
+    with pytest.raises(DataError, match="utility and safety rows are the same"):
+        repair_plan(RepairConfig(), loaded, good, renamed)
     with pytest.raises(LayerError, match=r"no layer matches 'qproj'.*q_proj"):
         repair_plan(RepairConfig(layers=("qproj",)), loaded, good, examples(3))
 

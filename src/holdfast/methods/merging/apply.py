@@ -8,10 +8,12 @@ from typing import Any
 from holdfast.core.errors import ConfigError
 from holdfast.layers.adapters import Adapter, LowRank
 from holdfast.layers.core_space import CoreSpace, truncation_error
-from holdfast.methods.merging.config import WITH_ROWS, MergingConfig
+from holdfast.methods.merging.config import READ_BY_ALL, READS, WITH_ROWS, MergingConfig
 from holdfast.methods.merging.curved import merged_cores
+from holdfast.methods.merging.evidence import usual_point
 from holdfast.methods.merging.plan import MergePlan, cores_of
-from holdfast.methods.merging.rules import RuleSettings, merge_layer
+from holdfast.methods.merging.rules import RULES, RuleSettings, merge_layer
+from holdfast.methods.merging.rules.base import resolve
 from holdfast.models.load import LoadedModel
 
 
@@ -79,10 +81,19 @@ def _with_rows(plan: MergePlan) -> dict[str, tuple[LowRank, float]]:
 
 
 def _metadata(plan: MergePlan) -> dict[str, Any]:
-    """What travels beside the weights."""
+    """What travels beside the weights; what was left out of the settings has the value that was used."""
+    config = plan.config
+    used = config.model_dump(mode="json", include=set(READ_BY_ALL | READS[config.rule]))
+    if config.rule not in WITH_ROWS:
+        settled = resolve(RULES[config.rule], rule_settings(config), len(plan.weights))
+        used |= {key: value for key, value in asdict(settled).items() if key in used}
+    else:
+        used["point"] = config.point or usual_point(config)
+    if config.fisher != "topk":
+        used.pop("share", None)
     return {
         "method": "merging",
-        "config": plan.config.model_dump(mode="json", exclude_unset=True) | {"rule": plan.config.rule},
+        "config": used | {"weights": list(plan.weights)},
         "weights": list(plan.weights),
         "origin": asdict(plan.origin),
     }

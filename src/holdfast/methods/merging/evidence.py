@@ -93,7 +93,7 @@ def gather(
         return _on_disk(config, loaded, adapters, rows, spaces)
     found: dict[str, list[Evidence]] = {name: [] for name in spaces}
     for number, own in enumerate(rows):
-        with _at(config.point or _usual(config), loaded, adapters, number):
+        with _at(config.point or usual_point(config), loaded, adapters, number):
             if factored:
                 for name, (A_qq, G_pp) in core_factors(
                     loaded, own, spaces, labels=config.labels, seed=config.seed
@@ -119,7 +119,7 @@ def _on_disk(
         def take(name: str, numbers: Sequence[int], G_bd: Tensor, t: int = number, count: int = len(own)) -> None:
             scratch.write((name, t), count, numbers, G_bd)
 
-        with _at(config.point or _usual(config), loaded, adapters, number):
+        with _at(config.point or usual_point(config), loaded, adapters, number):
             stream_core_gradients(loaded, own, spaces, take, labels=config.labels, seed=config.seed)
 
     def read(name: str, t: int) -> Evidence:
@@ -128,7 +128,8 @@ def _on_disk(
     return {name: Lazily([partial(read, name, t) for t in range(len(rows))]) for name in spaces}
 
 
-def _usual(config: MergingConfig) -> Point:
+def usual_point(config: MergingConfig) -> Point:
+    """Where gradients are taken if the settings do not say."""
     return "utility" if config.rule == "sst_projection" else "own"
 
 

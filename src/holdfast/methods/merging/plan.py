@@ -33,6 +33,12 @@ class Expert:
     rows: Sequence[Example] = ()
     notes: tuple[str, ...] = ()
     """What a record should say of it: that it was made for another base, say."""
+    sha256: str = ""
+    """Of its folder; empty where it comes from none."""
+    base_weights: str = ""
+    """SHA-256 of its base's weights, as recorded beside it; empty where nothing is."""
+    any_base: bool = False
+    """It was asked to take it whatever base it was made for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +51,14 @@ class Origin:
     names: tuple[str, ...]
     """Of the adapters, in order."""
     rows: tuple[str, ...]
-    """SHA-256 of each adapter's tokenised rows; empty where none were needed."""
+    """SHA-256 of each adapter's tokenised rows, whatever they are called; empty where none were needed."""
     n_rows: tuple[int, ...]
     base: str
     """What the adapters call their base."""
+    adapters: tuple[str, ...] = ()
+    """SHA-256 of each adapter's folder, empty where it comes from none."""
+    bases: tuple[str, ...] = ()
+    """SHA-256 of the weights of each adapter's base, empty where none is recorded."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -139,7 +149,7 @@ def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Ex
     deltas = {name: _beside(name, experts) for name in names}
     paths = {name: next(e.adapter.paths[name] for e in experts if name in e.adapter.deltas) for name in names}
     if config.rule not in WITH_ROWS:
-        return MergePlan(deltas, {}, paths, config, Origin("", "", tuple(e.name for e in experts), (), (), base))
+        return MergePlan(deltas, {}, paths, config, origin_of(None, experts, (), base))
     if loaded is None:
         raise ConfigError(f"rule {config.rule} reads rows on the base model: got no model. Do: give the base.")
     rows = _encoded(config, loaded, experts)
@@ -147,15 +157,28 @@ def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Ex
     evidence = gather(config, loaded, [e.adapter for e in experts], rows, spaces)
     if config.rule == "sst_projection":
         evidence = with_parts(config, [(name, cores_of(spaces[name], deltas[name]), evidence[name]) for name in names])
-    origin = Origin(
-        loaded.fingerprint,
-        loaded.chat.fingerprint,
-        tuple(expert.name for expert in experts),
-        tuple(digest(own) for own in rows),
-        tuple(len(own) for own in rows),
-        base,
+    return MergePlan(deltas, evidence, paths, config, origin_of(loaded, experts, rows, base))
+
+
+def origin_of(
+    loaded: LoadedModel | None, experts: Sequence[Expert], rows: Sequence[Sequence[Encoded]], base: str
+) -> Origin:
+    """What is remembered of what a plan was made from."""
+    return Origin(
+        model="" if loaded is None else loaded.fingerprint,
+        template="" if loaded is None else loaded.chat.fingerprint,
+        names=tuple(expert.name for expert in experts),
+        rows=tuple(digest([replace(row, id="") for row in own]) for own in rows),
+        n_rows=tuple(len(own) for own in rows),
+        base=base,
+        adapters=tuple(expert.sha256 for expert in experts),
+        bases=tuple(expert.base_weights for expert in experts),
     )
-    return MergePlan(deltas, evidence, paths, config, origin)
+
+
+def contents(rows: Sequence[Encoded]) -> frozenset[tuple[Sequence[int], Sequence[bool]]]:
+    """What rows say, whatever they are called and in whatever order."""
+    return frozenset((row.ids, row.response) for row in rows)
 
 
 def cores_of(space: CoreSpace, deltas: Sequence[LowRank]) -> Tensor:
@@ -164,15 +187,26 @@ def cores_of(space: CoreSpace, deltas: Sequence[LowRank]) -> Tensor:
 
 
 def _base(experts: Sequence[Expert]) -> str:
-    """What the adapters call their base: the same for all that name one, wherever it lay when they were trained."""
-    named = [expert.adapter.base for expert in experts if expert.adapter.base]
-    if len({own_name(base) for base in named}) > 1:
-        told = ", ".join(f"{e.name}: {e.adapter.base or 'unnamed'}" for e in experts)
+    """What the adapters call their base: the same for all that name one, wherever it lay when they were trained.
+
+    Where a hash of the base's weights is recorded beside every adapter, that says whether it is the same one; names
+    do where it is not.
+    """
+    bound = [expert for expert in experts if not expert.any_base]
+    hashes = {expert.base_weights for expert in bound}
+    names = {own_name(expert.adapter.base) for expert in bound if expert.adapter.base}
+    if len(hashes - {""}) > 1 or ("" in hashes and len(names) > 1):
+        told = ", ".join(f"{e.name}: {_told_base(e)}" for e in experts)
         raise AdapterError(
             f"cannot merge adapters of different bases: got {told}, expected one base. Do: merge adapters of one base "
-            "model."
+            "model, or take them all the same with --any-base (in a recipe any_base: true)."
         )
-    return named[0] if named else ""
+    return next((expert.adapter.base for expert in experts if expert.adapter.base), "")
+
+
+def _told_base(expert: Expert) -> str:
+    known = f" (weights {expert.base_weights[:12]})" if expert.base_weights else ""
+    return f"{expert.adapter.base or 'unnamed'}{known}"
 
 
 def chosen(patterns: Sequence[str], experts: Sequence[Expert]) -> list[str]:
@@ -228,7 +262,7 @@ def _encoded(config: MergingConfig, loaded: LoadedModel, experts: Sequence[Exper
         encoded.append([loaded.chat.training(row) for row in rows])
     seen: dict[frozenset[tuple[Sequence[int], Sequence[bool]]], int] = {}
     for number, own in enumerate(encoded):
-        other = seen.setdefault(frozenset((row.ids, row.response) for row in own), number)
+        other = seen.setdefault(contents(own), number)
         if other != number:
             raise DataError(
                 f"{experts[other].name} and {experts[number].name} have the same rows, expected different ones: the "

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.curvature.passes import digest
 from holdfast.data.batches import Encoded
 from holdfast.data.examples import Example
 from holdfast.layers.adapters import Adapter, LowRank
@@ -31,8 +30,8 @@ from holdfast.methods.merging.apply import Merged
 from holdfast.methods.merging.config import MergingConfig
 from holdfast.methods.merging.curved import merged_cores
 from holdfast.methods.merging.evidence import Evidence, Lazily, gather
-from holdfast.methods.merging.plan import Expert, MergePlan, Origin, chosen
-from holdfast.methods.merging.repair_config import WITH_ROWS, RepairConfig
+from holdfast.methods.merging.plan import Expert, MergePlan, chosen, contents, origin_of
+from holdfast.methods.merging.repair_config import READS, WITH_ROWS, RepairConfig
 from holdfast.methods.merging.rivals import RIVALS, Seen
 from holdfast.methods.merging.rules import missing
 from holdfast.methods.merging.rules.truncate import truncated
@@ -99,14 +98,7 @@ def repair_plan(
     else:
         seen = rivals.gather(config, loaded, adapter, names, rows, unaligned)
     read = rows if config.method in WITH_ROWS else ()
-    origin = Origin(
-        loaded.fingerprint,
-        loaded.chat.fingerprint,
-        (expert.name, BASE),
-        tuple(digest(own) for own in read),
-        tuple(len(own) for own in read),
-        adapter.base,
-    )
+    origin = origin_of(loaded, (expert, Expert(BASE, adapter)), read, adapter.base)
     paths = {name: adapter.paths[name] for name in names}
     return RepairPlan(adapter, MergePlan(pairs, evidence, paths, _as_merge(config), origin), seen, config)
 
@@ -150,7 +142,7 @@ def _encoded(
             raise DataError(f"Cannot repair {expert.name}: got {len(rows)} {what} rows, expected at least 2.")
         found.append([loaded.chat.training(row) for row in rows[: config.samples]])
     use, harm = found
-    if digest(sorted(use, key=lambda row: row.id)) == digest(sorted(harm, key=lambda row: row.id)):
+    if contents(use) == contents(harm):
         raise DataError(
             "utility and safety rows are the same, expected different ones: repair weighs what each needs against the "
             "other. Do: give rows of the task as utility, and requests with safe answers as safety."
@@ -168,9 +160,10 @@ def repair(plan: RepairPlan) -> Merged:
     made, lost = {}, {}
     for name, pair in plan.pair.deltas.items():
         made[name], lost[name] = act(name, *pair)
+    read = {"method", "layers", "rank", *READS[plan.config.method]}
     metadata = {
         "method": "repair",
-        "config": plan.config.model_dump(mode="json", exclude_unset=True) | {"method": plan.config.method},
+        "config": plan.config.model_dump(mode="json", include=read),
         "dial": {plan.config.dial.key: plan.config.strength},
         "origin": asdict(plan.pair.origin),
         "adapter": dict(plan.adapter.metadata),
