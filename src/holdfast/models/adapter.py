@@ -89,7 +89,7 @@ def _base_notes(folder: Path, recorded: str, on: Base, any_base: bool) -> tuple[
         raise AdapterError(
             f"The adapter {folder} was made for {recorded or 'another base'}, got {on.source} ({why}). Do: give the "
             "model it was trained on as model.source, or use it all the same with model.adapter_base: any (in a step "
-            "that merges or repairs it any_base: true, of 'holdfast eval' and 'holdfast merge' --any-base)."
+            "that merges or repairs it any_base: true, of 'holdfast eval', 'merge' and 'repair' --any-base)."
         )
     if same and sure:
         return ()
