@@ -11,7 +11,7 @@ from tests.methods.merging.expert_plans import adapter
 from tests.methods.merging.test_apply import logits
 from tests.zoo import tiny
 
-from holdfast.cli.merge import _values
+from holdfast.cli.dial import sweep_values
 from holdfast.core.errors import ConfigError
 from holdfast.core.files import sha256_of
 from holdfast.layers.adapters import LowRank, added, read_peft, write_peft
@@ -146,7 +146,7 @@ def test_a_sweep_makes_a_folder_for_each_weight_of_the_last_adapter_and_looks_at
     ],
 )
 def test_a_sweep_is_a_range_with_both_ends_or_a_list(words, values):
-    assert _values(words) == values
+    assert sweep_values(words) == values
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_sweep_is_a_range_with_both_ends_or_a_list(words, values):
 )
 def test_a_sweep_that_cannot_be_read_is_refused(words):
     with pytest.raises(ConfigError, match=r"--sweep"):
-        _values(words)
+        sweep_values(words)
 
 
 def test_plan_says_what_it_takes_and_writes_nothing(command, given, model, tmp_path, monkeypatch):

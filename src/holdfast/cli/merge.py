@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from holdfast.cli.dial import DIAL, sweep_values, weights_of
 from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say, size
 from holdfast.core.errors import ConfigError
 from holdfast.core.wording import counted
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from holdfast.methods.merging.spectrum import Spectrum
     from holdfast.models.load import LoadedModel
 
-DIAL = "alpha"
 UNCHECKED = "No --base: the files read back bit for bit; answers were not compared with PEFT's."
 
 
@@ -82,8 +81,8 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     Rules that read rows need --base and rows of each adapter. With --base, answers are compared with PEFT's.
     """
-    values = _values(sweep)
-    settings = _settings(_weights(weights, values, len(adapters)), rank, density, overrides or ())
+    values = sweep_values(sweep)
+    settings = _settings(weights_of(weights, values, len(adapters)), rank, density, overrides or ())
     configs = _configs(rule, settings, len(adapters))
     for value in values:
         for config in configs.values():
@@ -107,19 +106,6 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     _print_made(made, notes, as_json)
 
 
-def _weights(words: str, values: Sequence[float], adapters: int) -> list[float]:
-    """One for each adapter, with the first value of a sweep for the last; empty where all are 1."""
-    given = _numbers("--weights", words) if words else []
-    if not values:
-        return given
-    if given and len(given) != adapters - 1:
-        raise ConfigError(
-            f"--sweep sets the weight of the last adapter, so --weights is for the others: got {len(given)} for "
-            f"{adapters - 1}. Do: give {adapters - 1}, or none."
-        )
-    return [*(given or [1.0] * (adapters - 1)), values[0]]
-
-
 def _settings(
     weights: Sequence[float], rank: int | None, density: float | None, overrides: Sequence[str]
 ) -> dict[str, Any]:
@@ -134,17 +120,6 @@ def _settings(
     if twice:
         raise ConfigError(f"{twice[0]} has an option of its own. Do: give --{twice[0]} alone, not --set.")
     return found | more
-
-
-def _numbers(option: str, words: str) -> list[float]:
-    wrong = ConfigError(f"Cannot read {option} {words!r}: expected finite numbers with commas, e.g. 1,0.5.")
-    try:
-        found = [float(word) for word in words.split(",")]
-    except ValueError as problem:
-        raise wrong from problem
-    if not all(map(isfinite, found)):
-        raise wrong
-    return found
 
 
 def _configs(rules: str, settings: Mapping[str, Any], adapters: int) -> dict[str, MergingConfig]:
@@ -175,34 +150,6 @@ def _configs(rules: str, settings: Mapping[str, Any], adapters: int) -> dict[str
     if not found:
         raise ConfigError("No rule was named. Do: give --rule, e.g. --rule sst.")
     return found
-
-
-def _values(sweep: str) -> list[float]:
-    """The values of a sweep.
-
-    >>> _values("alpha=0:1:0.25"), _values("alpha=0.1,3")
-    ([0.0, 0.25, 0.5, 0.75, 1.0], [0.1, 3.0])
-    """
-    if not sweep:
-        return []
-    key, equals, words = sweep.partition("=")
-    wrong = ConfigError(f"Cannot read --sweep {sweep!r}: expected {DIAL}=FROM:TO:STEP or {DIAL}=0.1,0.3,1.")
-    if key != DIAL or not equals:
-        raise wrong
-    if ":" not in words:
-        values = _numbers("--sweep", words)
-    else:
-        try:
-            first, last, step = (float(word) for word in words.split(":"))
-        except ValueError as problem:
-            raise wrong from problem
-        if not (all(map(isfinite, (first, last, step))) and step > 0 and first <= last):
-            raise wrong
-        values = [round(first + place * step, 12) for place in range(int((last - first) / step + 1e-9) + 1)]
-    named = [f"{value:g}" for value in values]
-    if len(set(named)) < len(named):
-        raise ConfigError(f"--sweep {sweep!r} has a value twice, to six digits. Do: take one out, or a larger step.")
-    return values
 
 
 def _jobs(rules: Sequence[str], values: Sequence[float], out: Path) -> list[Job]:
