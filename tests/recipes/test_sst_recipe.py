@@ -116,6 +116,13 @@ def test_values_reach_every_step_that_they_are_for() -> None:
     assert recipe.steps["sst"].select.weights == recipe.steps["fisher"].select.weights == (4, 5)
 
 
+def test_both_trainings_give_way_to_adapters_that_are_there() -> None:
+    given = [f"steps.{name}={{do: adapter, source: some/{name}}}" for name in ("utility", "safety")]
+    for quick in (False, True):
+        recipe = loaded({}, *given, quick=quick)
+        assert [recipe.steps[name].do for name in ("utility", "safety", "sst")] == ["adapter", "adapter", "merge"]
+
+
 @pytest.mark.slow
 def test_the_whole_recipe_runs_quickly_on_a_tiny_model_and_again_with_the_adapters_given(
     files: dict[str, str], tiny: str, tmp_path: Path

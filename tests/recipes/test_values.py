@@ -57,6 +57,13 @@ def test_one_override_changes_a_value_everywhere_and_values_may_name_seeds(file:
         assert step.epochs == 0.5
 
 
+def test_a_value_may_stand_nowhere_once_an_override_replaces_the_step_that_has_it(file: Path) -> None:
+    recipe = load_recipe(file, ["steps.tuned-{seed}={do: adapter, source: some/folder}"])
+    assert recipe.steps["tuned-4"].do == "adapter"
+    with pytest.raises(ConfigError, match=r"values\.epohcs: has no effect: \{epohcs\} stands nowhere in the recipe"):
+        load_recipe(file, ["values.epohcs=3"])
+
+
 def test_quick_sees_values_and_not_their_names(file: Path) -> None:
     recipe = load_recipe(file, quick=True)
     tuned, after = recipe.steps["tuned-0"], recipe.steps["after-0"]

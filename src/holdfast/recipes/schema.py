@@ -319,24 +319,28 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), *, quick: bool = Fals
     Raises:
         ConfigError: The file or an override is malformed, or the recipe has problems; all of them are in the message.
     """
-    document = load_yaml(path)
+    written = load_yaml(path)
     overrides = list(overrides)
     for override in overrides:
-        _known_step(document, override)
-    document = apply_overrides(document, overrides)
+        _known_step(written, override)
+    document = apply_overrides(written, overrides)
     document.setdefault("name", path.stem)
-    recipe = parse_recipe(document, path.name)
+    recipe = parse_recipe(document, path.name, written)
     quick_recipe = parse_recipe(quickened(document), f"{path.name} with --quick")
     return quick_recipe if quick else recipe
 
 
-def parse_recipe(document: Mapping[str, Any], file: str) -> Recipe:
-    """Validate a recipe given as a mapping, after its steps over seeds are made; ``file`` is the name to print.
+def parse_recipe(document: Mapping[str, Any], file: str, written: Mapping[str, Any] | None = None) -> Recipe:
+    """Validate a recipe given as a mapping, after its values are put in and its steps over seeds are made.
 
+    Args:
+        document: The recipe, overrides applied.
+        file: The name to print.
+        written: The recipe as its file has it, where that differs.
     Raises:
         ConfigError: Every problem of the recipe, one a line.
     """
-    filled = fill_values(document)
+    filled = fill_values(document, written)
     expanded = expand_seeds(filled.document, STEP_TYPES)
     problems = [*filled.problems, *expanded.problems]
     recipe = None

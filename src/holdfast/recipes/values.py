@@ -23,7 +23,7 @@ class Filled:
     problems: list[str]
 
 
-def fill_values(document: Mapping[str, Any]) -> Filled:
+def fill_values(document: Mapping[str, Any], written: Mapping[str, Any] | None = None) -> Filled:
     """Put each value in the place of its name in braces, in all texts of the recipe.
 
     A text that is nothing but ``{name}`` becomes the value as it is: a number, a list or null as well. Braces round any
@@ -33,7 +33,8 @@ def fill_values(document: Mapping[str, Any]) -> Filled:
     {'data': '8 of a.csv', 'rows': 8}
 
     Args:
-        document: The recipe as it was read, overrides applied.
+        document: The recipe, overrides applied.
+        written: The recipe as its file has it. A value that stands there may stand nowhere once a step is replaced.
     Returns:
         The recipe without ``values``, and what is wrong with them.
     """
@@ -45,6 +46,7 @@ def fill_values(document: Mapping[str, Any]) -> Filled:
         return Filled(rest, [f"values: should be a mapping of 'key: value' lines (got {values!r})"])
     problems, used = _wrong(values), set[str]()
     filled = {key: _filled(value, values, used) for key, value in rest.items()}
+    _filled({key: value for key, value in (written or {}).items() if key != "values"}, values, used)
     for name in values:
         if name not in used and not any(problem.startswith(f"values.{name}:") for problem in problems):
             problems.append(
