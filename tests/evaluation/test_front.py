@@ -77,3 +77,23 @@ def test_seeds_with_other_values_of_the_dial_are_refused(tmp_path: Path) -> None
 def test_a_task_that_was_not_measured_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"No task 'gsm8k' in the logs: got advbench, lab/benign"):
         front({"a": [logs(tmp_path, "x", [(10, 30)])]}, "a", ["advbench"], ["gsm8k"])
+
+
+def renamed(of: Logs, folder: Path) -> Logs:
+    """The same answers to prompts of other names."""
+    folder.mkdir()
+    made = {value: folder / log.name for value, log in of.items()}
+    for value, log in of.items():
+        made[value].write_text(log.read_text().replace('"id":"', '"id":"other-').replace('"id": "', '"id": "other-'))
+    return made
+
+
+def test_seeds_that_were_asked_other_prompts_are_averaged_and_both_kinds_of_prompts_are_drawn(tmp_path: Path) -> None:
+    one, two = logs(tmp_path, "a", [(10, 36), (38, 12)]), logs(tmp_path, "b", [(20, 30), (36, 20)])
+    alike = front({"a": [one, two]}, "a", ["advbench"], ["lab/benign"])
+    apart = front({"a": [one, renamed(two, tmp_path / "other")]}, "a", ["advbench"], ["lab/benign"])
+    assert apart.curves == alike.curves == {"front [row=a]": [(15 / N, 33 / N), (37 / N, 16 / N)]}
+    (same,), (other,) = alike.metrics, apart.metrics
+    assert other.n == same.n == 2 * 2 * N
+    assert None not in (same.low, same.high, other.low, other.high)
+    assert other.high != same.high

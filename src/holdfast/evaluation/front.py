@@ -107,31 +107,39 @@ def _curve(
     values = tuple(sorted(seeds[0]))
     if any(tuple(sorted(logs)) != values for logs in seeds):
         raise DataError(f"{label}: its seeds have different values of the dial, expected the same. Do: run it again.")
-    first = _first(rows)
+    first = [_first(next(iter(rows.values()))[seed]) for seed in range(len(seeds))]
     drawn = [[_of_task(first, name, values, seeds) for name in side] for side in tasks]
     safety, utility = (np.mean(side, axis=0) for side in drawn)
-    n = len(seeds) * sum(len(first[name][0].records) for side in tasks for name in side)
+    n = sum(len(found[name][0].records) for found in first for side in tasks for name in side)
     return Curve(values, safety, utility, n)
 
 
-def _first(rows: Mapping[str, Sequence[Logs]]) -> dict[str, tuple[Asked, int]]:
-    """The tasks of the first log: every other one must have asked the same."""
-    logs = next(iter(rows.values()))[0]
+def _first(logs: Logs) -> dict[str, tuple[Asked, int]]:
+    """The tasks of the first log of a seed: every other one of that seed must have asked the same."""
     header, records = read_log(logs[min(logs)])
     return {head.name: (asked_in(head, records), header.seed) for head in header.tasks}
 
 
 def _of_task(
-    first: Mapping[str, tuple[Asked, int]], name: str, values: Sequence[float], seeds: Sequence[Logs]
+    first: Sequence[Mapping[str, tuple[Asked, int]]], name: str, values: Sequence[float], seeds: Sequence[Logs]
 ) -> Array:
-    """A task's figure at every value, 1 at best: as measured, then in every resample, ``(values, 1 + draws)``."""
-    if name not in first:
-        raise DataError(f"No task {name!r} in the logs: got {', '.join(first)}. Do: measure the same tasks everywhere.")
-    asked, seed = first[name]
+    """A task's figure at every value, 1 at best: as measured, then in every resample, ``(values, 1 + draws)``.
+
+    Seeds may have prompts of their own: what a seed was not asked is missing there.
+    """
+    if name not in first[0]:
+        known = ", ".join(first[0])
+        raise DataError(f"No task {name!r} in the logs: got {known}. Do: measure the same tasks everywhere.")
+    asked = [found[name][0] for found in first]
+    places: dict[str, int] = {}
+    of_seed = [[places.setdefault(record.id, len(places)) for record in each.records] for each in asked]
+    clusters = {record.id: cluster_of(record) for each in asked for record in each.records}
     grids = {}
     for value in values:
-        seen = [columns_of(logs[value], read_log(logs[value]), {name: asked})[name] for logs in seeds]
-        grid = np.column_stack(seen)
-        grids[f"{value:g}"] = grid if asked.figure.higher_is_better else 1 - grid
-    means = crossed_means(grids, [cluster_of(record) for record in asked.records], rates=False, seed=seed)
+        grid = np.full((len(places), len(seeds)), np.nan)
+        for column, logs in enumerate(seeds):
+            seen = columns_of(logs[value], read_log(logs[value]), {name: asked[column]})[name]
+            grid[of_seed[column], column] = seen if asked[0].figure.higher_is_better else 1 - seen
+        grids[f"{value:g}"] = grid
+    means = crossed_means(grids, [clusters[key] for key in places], rates=False, seed=first[0][name][1])
     return np.array([[mean.value, *mean.draws] for mean in means.values()])
