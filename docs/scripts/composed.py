@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from holdfast.core.results import RunRecord, StepRecord
-from holdfast.evaluation.aligned import asked_in, columns_of
+from holdfast.evaluation.aligned import Prompts, asked_in, columns_of
 from holdfast.evaluation.composites import Estimate, safety_tax, utility_at_safety
 from holdfast.evaluation.crossed import Array, crossed_means
 from holdfast.evaluation.front import Curve
 from holdfast.evaluation.log import read_log
-from holdfast.evaluation.measures import cluster_of
 from holdfast.recipes.merging import TRIED_FOLDER
 
 TAIL = 0.025
@@ -36,20 +35,21 @@ def resampled(rows: Mapping[str, Sequence[Path]], tasks: Sequence[str]) -> dict[
     row with a seed of which no answer could be judged is left out.
 
     Args:
-        rows: By label, the log of every seed; the first one's prompts are those that all must have.
+        rows: By label, the log of every seed; those of the longest row have the prompts that all must have.
         tasks: Names of the tasks.
     """
-    header, records = read_log(next(iter(rows.values()))[0])
-    asked = {head.name: asked_in(head, records) for head in header.tasks if head.name in tasks}
-    seen = {row: [columns_of(path, read_log(path), asked) for path in paths] for row, paths in rows.items()}
+    first = [read_log(path) for path in max(rows.values(), key=len)]
+    asked = [{head.name: asked_in(head, rs) for head in header.tasks if head.name in tasks} for header, rs in first]
+    seen = {
+        row: [columns_of(path, read_log(path), own) for path, own in zip(paths, asked, strict=False)]
+        for row, paths in rows.items()
+    }
     parts = []
     for name in tasks:
-        grids = {row: np.column_stack([columns[name] for columns in seeds]) for row, seeds in seen.items()}
+        prompts = Prompts(tuple(each[name] for each in asked))
+        grids = {row: prompts.grid([columns[name] for columns in seeds]) for row, seeds in seen.items()}
         valid = {row: grid for row, grid in grids.items() if np.isfinite(grid).any(axis=0).all()}
-        if not asked[name].figure.higher_is_better:
-            valid = {row: 1 - grid for row, grid in valid.items()}
-        clusters = [cluster_of(record) for record in asked[name].records]
-        means = crossed_means(valid, clusters, rates=False, seed=header.seed)
+        means = crossed_means(valid, prompts.clusters, rates=False, seed=first[0][0].seed)
         parts.append({row: np.array([mean.value, *mean.draws]) for row, mean in means.items()})
     return {row: np.mean([part[row] for part in parts], axis=0) for row in rows if all(row in part for part in parts)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from holdfast.core.errors import DataError
 from holdfast.evaluation.compare import same_judges
 from holdfast.evaluation.crossed import Array
 from holdfast.evaluation.log import Header, Record, TaskHead
-from holdfast.evaluation.measures import Figure, figures
+from holdfast.evaluation.measures import Figure, cluster_of, figures
 from holdfast.evaluation.suite import shown_task
 from holdfast.evaluation.tasks import Task
 
@@ -26,6 +26,36 @@ class Asked:
     figure: Figure
     records: tuple[Record, ...]
     """Those that the figure is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What every seed was asked in one task; seeds may share their prompts or have their own."""
+
+    asked: tuple[Asked, ...]
+    """By seed."""
+
+    def _places(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for each in self.asked:
+            for record in each.records:
+                found.setdefault(record.id, len(found))
+        return found
+
+    @property
+    def clusters(self) -> list[Hashable]:
+        """What each prompt is about."""
+        known = {record.id: cluster_of(record) for each in self.asked for record in each.records}
+        return [known[key] for key in self._places()]
+
+    def grid(self, columns: Sequence[Array]) -> Array:
+        """Values by seed become ``(prompts, seeds)``, 1 at best; nan where a seed was not asked."""
+        places, better = self._places(), self.asked[0].figure.higher_is_better
+        grid = np.full((len(places), len(columns)), np.nan)
+        for number, values in enumerate(columns):
+            own = [places[record.id] for record in self.asked[number].records]
+            grid[own, number] = values if better else 1 - values
+        return grid
 
 
 def asked_in(head: TaskHead, records: Sequence[Record]) -> Asked:

@@ -10,11 +10,10 @@ import numpy as np
 
 from holdfast.core.errors import DataError
 from holdfast.core.results import Metric
-from holdfast.evaluation.aligned import Asked, asked_in, columns_of
+from holdfast.evaluation.aligned import Asked, Prompts, asked_in, columns_of
 from holdfast.evaluation.composites import TradeOffPoint, hypervolume
 from holdfast.evaluation.crossed import DRAWS, LEVEL, Array, crossed_means
 from holdfast.evaluation.log import read_log
-from holdfast.evaluation.measures import cluster_of
 
 Logs = Mapping[float, Path]
 """By value of a dial, the log of what was measured there."""
@@ -130,16 +129,11 @@ def _of_task(
     if name not in first[0]:
         known = ", ".join(first[0])
         raise DataError(f"No task {name!r} in the logs: got {known}. Do: measure the same tasks everywhere.")
-    asked = [found[name][0] for found in first]
-    places: dict[str, int] = {}
-    of_seed = [[places.setdefault(record.id, len(places)) for record in each.records] for each in asked]
-    clusters = {record.id: cluster_of(record) for each in asked for record in each.records}
+    prompts = Prompts(tuple(found[name][0] for found in first))
     grids = {}
     for value in values:
-        grid = np.full((len(places), len(seeds)), np.nan)
-        for column, logs in enumerate(seeds):
-            seen = columns_of(logs[value], read_log(logs[value]), {name: asked[column]})[name]
-            grid[of_seed[column], column] = seen if asked[0].figure.higher_is_better else 1 - seen
-        grids[f"{value:g}"] = grid
-    means = crossed_means(grids, [clusters[key] for key in places], rates=False, seed=first[0][name][1])
+        asked = zip(seeds, prompts.asked, strict=True)
+        seen = [columns_of(logs[value], read_log(logs[value]), {name: own})[name] for logs, own in asked]
+        grids[f"{value:g}"] = prompts.grid(seen)
+    means = crossed_means(grids, prompts.clusters, rates=False, seed=first[0][name][1])
     return np.array([[mean.value, *mean.draws] for mean in means.values()])

@@ -105,8 +105,8 @@ def _halves(names: str, steps: Sequence[StepRecord]) -> Chart | None:
     verdicts = [v for step in steps for v in step.verdicts if v.name.endswith("/split_half") and v.reason]
     said = "; ".join(dict.fromkeys(verdict.reason for verdict in verdicts))
     note = (
-        "Are the leading directions the same in two random halves of the rows? Mean squared cosine between them, by depth: 1 "
-        "where they are the same."
+        "Are the leading directions the same in two random halves of the rows? Mean squared cosine between them, by "
+        "depth: 1 where they are the same."
         + (" Line: the median seed; band: from the lowest to the highest." if len(steps) > 1 else "")
         + (f" {said[:1].upper()}{said[1:]}." if said else "")
     )
