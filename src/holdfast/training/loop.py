@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from holdfast.models.adapter import record_base
 from holdfast.models.load import weights_of
 from holdfast.models.sources import quiet
 from holdfast.training import checkpoints, gates
+from holdfast.training.best import BY_LOSS, Rule, Values
 from holdfast.training.companion import Companion
 from holdfast.training.config import TrainConfig
 from holdfast.training.constraint import Constraint
@@ -81,13 +82,15 @@ def train(  # noqa: PLR0913 - the one door to training; all but three are option
     guide: Guide | None = None,
     companion: Companion | None = None,
     watch: Watch | None = None,
+    best: Rule = BY_LOSS,
     resume: bool = False,
 ) -> TrainResult:
     """Train ``loaded.model`` in place on ``rows`` and save the result under ``out``.
 
     ``out`` receives ``log.jsonl``, ``checkpoints/`` and the result, ``model/`` or ``adapter/``. With ``resume`` the
     newest checkpoint there is continued; the end is bit for bit that of an uninterrupted run (CPU). Ctrl-C finishes the
-    step, saves a checkpoint and raises KeyboardInterrupt.
+    step, saves a checkpoint and raises KeyboardInterrupt. ``best`` says which evaluation ``keep: best`` and
+    ``patience`` go by; one that measures the model itself needs no validation rows.
 
     Raises:
         DataError: no rows, a row that is too long, a step with nothing to learn, or a full disk.
@@ -97,7 +100,7 @@ def train(  # noqa: PLR0913 - the one door to training; all but three are option
     """
     require(config.trackers)
     seed_everything(config.seed)
-    run = _Run(loaded, rows, config, out, validation, guide)
+    run = _Run(loaded, rows, config, out, validation, guide, best)
     run.prepare(objective or NextToken(over=config.loss_over), constraint, companion or Companion())
     start = run.resume() if resume else run.clear()
     return run.to_the_end(start, watch)
@@ -131,10 +134,13 @@ def encode(loaded: LoadedModel, rows: Sequence[Example], config: TrainConfig, no
 class _Best:
     """The best evaluation so far."""
 
-    loss: float = math.inf
+    rank: tuple[float, ...] = ()
     step: int = 0
     bad: int = 0
     """Evaluations since then."""
+    values: Values = field(default_factory=dict)
+    before: Values = field(default_factory=dict)
+    """What the rule measured before the first step."""
 
 
 class _Run:
@@ -148,11 +154,12 @@ class _Run:
         out: Path,
         validation: Sequence[Example] | None,
         guide: Guide | None,
+        rule: Rule,
     ) -> None:
-        self.loaded, self.config, self.out = loaded, config, out
+        self.loaded, self.config, self.out, self.rule = loaded, config, out, rule
         self.notes: list[str] = []
         self.best = _Best()
-        gates.check_setup(loaded.model, config, validation is not None)
+        gates.check_setup(loaded.model, config, validation is not None or rule.measure is not None)
         self.accelerator = make_accelerator(next(loaded.model.parameters()).device, config.trackers, out)
         self.main = self.accelerator.is_main_process
         encoded = encode(loaded, rows, config, self.notes)
@@ -201,6 +208,10 @@ class _Run:
             stack.enter_context(tracking(self.accelerator, self.config))
             interrupts = stack.enter_context(Interrupts())
             progress = stack.enter_context(Progress(self.steps, start, show=self.main))
+            if start == 0 and self.config.evaluate_every:
+                self.best.before = self._measured()
+                if log and self.best.before:
+                    log.write(0, self.best.before)
             while done < self.steps and not self._patience_is_over():
                 self.companion.begin(done, self.steps, self.bare)
                 values = self.stepper.step(done, self.data.step(done), interrupts.wanted)
@@ -225,17 +236,24 @@ class _Run:
         return every is not None and (done % every == 0 or done == self.steps)
 
     def _evaluated(self, done: int, watch: Watch | None) -> dict[str, float]:
-        assert self.held_out is not None
-        loss = self.stepper.evaluate(self.held_out)
-        if loss < self.best.loss:
-            self.best = _Best(loss, done)
+        values = {} if self.held_out is None else {"validation/loss": self.stepper.evaluate(self.held_out)}
+        values |= self._measured()
+        rank = self.rule.rank(values, self.best.before)
+        if rank > self.best.rank:
+            self.best = _Best(rank, done, 0, dict(values), self.best.before)
             if self.config.keep == "best" and self.main:
                 with checkpoints.saving(self.out / CHECKPOINTS / checkpoints.BEST) as fresh:
                     state = {"weights": self._trained(), "held": self.stepper.shadows.state()}
                     torch.save(state, fresh / checkpoints.STATE)
         else:
             self.best.bad += 1
-        return {"validation/loss": loss, **(watch(done) if watch else {})}
+        return values | dict(watch(done) if watch else {})
+
+    def _measured(self) -> dict[str, float]:
+        """What the rule asks the model besides; the same on every process."""
+        if self.rule.measure is None:
+            return {}
+        return dict(self.rule.measure(replace(self.loaded, model=self.bare)))
 
     def _patience_is_over(self) -> bool:
         return self.config.patience is not None and self.best.bad >= self.config.patience
@@ -263,7 +281,7 @@ class _Run:
                 "held": self.stepper.shadows.state(),
                 "companion": self.companion.state(),
                 "optimizer": self.stepper.optimizer.state_dict(),
-                "best": (self.best.loss, self.best.step, self.best.bad),
+                "best": asdict(self.best),
                 "rng": generators,
             }
             checkpoints.save(self.out / CHECKPOINTS, step, state)
@@ -278,7 +296,7 @@ class _Run:
         self._restore(state)
         self.companion.restore(state.get("companion", {}))
         self.stepper.optimizer.load_state_dict(state["optimizer"])
-        self.best = _Best(*state["best"])
+        self.best = _Best(**state["best"])
         checkpoints.set_rng_state(state["rng"][self.accelerator.process_index])
         return int(state["step"])
 
@@ -293,9 +311,8 @@ class _Run:
         self.accelerator.wait_for_everyone()
         if self.config.keep == "best":
             self._restore(checkpoints.load_best(self.out / CHECKPOINTS))
-            self.notes.append(
-                f"The result is step {self.best.step}, with the best validation loss {self.best.loss:.4f}."
-            )
+            said = self.rule.said(self.best.values, self.best.before)
+            self.notes.append(f"The result is step {self.best.step}, {said}.")
         self.notes += self.companion.finish(self.bare)
         self.bare.eval()
         if self.config.gradient_checkpointing:
