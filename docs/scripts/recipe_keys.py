@@ -20,7 +20,8 @@ from holdfast.evaluation.tasks import TaskConfig
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.merge_step import AdapterRows, Select
 from holdfast.recipes.repair_step import Dialled
-from holdfast.recipes.schema import STEP_TYPES, NewTokenizer, Recipe
+from holdfast.recipes.schema import STEP_TYPES, Recipe
+from holdfast.recipes.train_step import NewTokenizer
 from holdfast.training.config import LoraConfig
 
 PAGE = ROOT / "docs" / "recipes.md"

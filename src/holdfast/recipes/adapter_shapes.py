@@ -11,7 +11,7 @@ from holdfast.recipes.adapter_step import AdapterStep
 from holdfast.recipes.checks import Checks
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.repair_step import RepairStep
-from holdfast.recipes.schema import TrainStep
+from holdfast.recipes.train_step import TrainStep
 
 if TYPE_CHECKING:
     from holdfast.methods.merging.cost import Shape

@@ -11,7 +11,8 @@ from holdfast.data import files
 from holdfast.data.formats import FORMATS
 from holdfast.data.sources import HUB_ID, LAB_ROWS, SourceConfig, check_answers, check_source, load_examples
 from holdfast.recipes.holds import share_problems
-from holdfast.recipes.schema import TRAINED, BasisStep, ImportanceStep, MaskStep, Recipe, TrainStep
+from holdfast.recipes.schema import BasisStep, ImportanceStep, MaskStep, Recipe
+from holdfast.recipes.train_step import TRAINED, TrainStep
 
 if TYPE_CHECKING:
     from holdfast.data.examples import Example

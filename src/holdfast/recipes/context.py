@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from holdfast.core.files import folder_atomically, sha256_of
 from holdfast.core.results import Artifact, Metric, Sample, StepRecord, Verdict
 from holdfast.models.config import ModelConfig
-from holdfast.recipes.schema import TRAINED, Recipe
+from holdfast.recipes.schema import Recipe
+from holdfast.recipes.train_step import TRAINED
 
 if TYPE_CHECKING:
     from holdfast.models.load import LoadedModel

@@ -17,7 +17,8 @@ from holdfast.recipes.merge_needs import VALIDATION, merge_needs, repair_needs
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.planning import FLOAT_BYTES
 from holdfast.recipes.repair_step import RepairStep
-from holdfast.recipes.schema import BasisStep, EvaluateStep, ImportanceStep, MaskStep, Recipe, TrainStep
+from holdfast.recipes.schema import BasisStep, EvaluateStep, ImportanceStep, MaskStep, Recipe
+from holdfast.recipes.train_step import TrainStep
 
 if TYPE_CHECKING:
     from holdfast.layers.address import Layer

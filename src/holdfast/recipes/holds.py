@@ -60,15 +60,19 @@ def _training_problems(recipe: Recipe, step_id: str, training: Any) -> list[str]
     problems = _plan_problems(where, training, f"step {training.constraint!r}", mask.unit, scored.importance)
     if not isinstance(steps.get(basis_id), BasisConfig):
         return problems
-    planned, trained = (_origin(recipe, name) for name in (str(basis_id), step_id))
-    other = [key for key in planned if planned[key] != trained.get(key)]
-    if other:
-        key = other[0]
+    if other := other_model(recipe, str(basis_id), step_id):
         problems.append(
             f"{where}.constraint: step {training.constraint!r} plans for another model: its basis, step {basis_id!r}, "
-            f"has model.{key} {planned[key]!r}, and this step {trained.get(key)!r}. Give both the same"
+            f"has {other}. Give both the same"
         )
     return problems
+
+
+def other_model(recipe: Recipe, planned_by: str, step_id: str) -> str:
+    """How the model of a training differs from the one that its plan looked at; nothing where it does not."""
+    planned, trained = (_origin(recipe, name) for name in (planned_by, step_id))
+    other = next((key for key in planned if planned[key] != trained.get(key)), None)
+    return f"model.{other} {planned[other]!r}, and this step {trained.get(other)!r}" if other else ""
 
 
 def _plan_problems(where: str, training: Any, plan: str, unit: str, importance: str) -> list[str]:

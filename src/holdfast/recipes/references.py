@@ -47,6 +47,10 @@ def _names(step: Mapping[str, Any], kind: type, default: Any) -> Iterator[tuple[
     """Every place of a step that names another, what stands there, and the kinds of step that may be named."""
     for key, wanted in getattr(kind, "refers", {}).items():
         yield key, step.get(key, default if key == "model" else None), wanted
+    for key, wanted in getattr(kind, "keyed", {}).items():
+        given = step.get(key)
+        for named in given if isinstance(given, dict) else as_list(given) if isinstance(given, str) else ():
+            yield key, named, wanted
     for key, (inner, wanted) in getattr(kind, "items", {}).items():
         for place, item in enumerate(step[key] if isinstance(step.get(key), list) else ()):
             yield f"{key}.{place}.{inner}", item.get(inner) if isinstance(item, dict) else item, wanted

@@ -13,7 +13,8 @@ from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, Mask
 from holdfast.models.config import ModelConfig
 from holdfast.recipes import processes
 from holdfast.recipes.context import BASE_FOLDER, Context, Outcome, artifact, made_by_step, name_of, resolve_model
-from holdfast.recipes.schema import BasisStep, ImportanceStep, MaskStep, TrainStep
+from holdfast.recipes.schema import BasisStep, ImportanceStep, MaskStep
+from holdfast.recipes.train_step import TrainStep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

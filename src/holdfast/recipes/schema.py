@@ -11,96 +11,21 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from holdfast.core.config import Config, apply_overrides, load_yaml, problems_of, report
 from holdfast.core.errors import ConfigError, did_you_mean
 from holdfast.evaluation.tasks import TaskConfig, choose_tasks
-from holdfast.methods.rotation.baselines.config import BaselineConfig, Control, check
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.adapter_step import AdapterStep
+from holdfast.recipes.causal_step import CausalStep
 from holdfast.recipes.fields import MODELS, Model, NamedTask, Source, Suites, as_source
 from holdfast.recipes.holds import hold_problems
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.merges import merge_problems
+from holdfast.recipes.objective_keys import objective_problems
 from holdfast.recipes.references import as_list, reference_problems
 from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.retention_step import RetentionStep
 from holdfast.recipes.seeds import expand_seeds, row_problems, with_seed
+from holdfast.recipes.train_step import TrainStep
 from holdfast.recipes.values import fill_values
-from holdfast.training.config import TrainConfig
-
-TRAINED = "trained"
-"""In place of a tokenizer's folder: the one that the step trains."""
-
-
-class NewTokenizer(Config):
-    """A byte-level BPE that is trained on the step's rows before anything else."""
-
-    vocab_size: int = Field(ge=263)
-    """Tokens in all: 256 bytes, 7 control tokens and the merges."""
-    min_frequency: int = Field(default=2, ge=1)
-    """A merge must occur this often."""
-
-
-class TrainStep(TrainConfig):
-    """Fine-tune a model on rows. Every training setting stands directly under the step."""
-
-    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": MODELS, "unaligned": MODELS, "constraint": ("mask",)}
-
-    do: Literal["train"]
-    model: Model | None = None
-    """The model to start from; the recipe's ``model`` where it is left out."""
-    data: tuple[Source, ...] = Field(min_length=1)
-    """Rows to learn, mixed in random order."""
-    validation: tuple[Source, ...] = ()
-    """Rows for the validation loss: early stopping and the best checkpoint go by it."""
-    constraint: str | None = None
-    """What may not move: the id of a ``mask`` step, or the folder of a plan that another run made
-    (``runs/warp/mask/plan``)."""
-    baseline: BaselineConfig | None = None
-    """Another way to train, to compare with: its name, or a mapping of ``name`` and settings. ``random_mask``,
-    ``random_subspace``, ``unrotated`` and ``rho0`` stand beside ``constraint``: its controls of equal size."""
-    safety: tuple[Source, ...] = ()
-    """Requests with safe answers, for a baseline that uses them."""
-    unaligned: Model | None = None
-    """The model before its alignment, for a baseline that uses it."""
-    tokenizer: NewTokenizer | None = None
-    """For a model with ``source: new, tokenizer: trained``: how this step trains that tokenizer on its rows."""
-    quick: dict[str, Any] = Field(default_factory=dict)
-    """Settings of this step that ``--quick`` replaces."""
-
-    @model_validator(mode="after")
-    def _tokenizer_has_a_model(self) -> Self:
-        wanted = self.model is not None and self.model.tokenizer == TRAINED
-        if wanted != (self.tokenizer is not None):
-            raise ValueError(f"'tokenizer: {{vocab_size: ...}}' and 'tokenizer: {TRAINED}' under 'model' go together")
-        return self
-
-    @model_validator(mode="after")
-    def _baseline_fits(self) -> Self:
-        if self.baseline is not None:
-            control = isinstance(self.baseline, Control)
-            if control and self.constraint is None:
-                raise ValueError(f"baseline {self.baseline.name} is the control of a constraint; give 'constraint' too")
-            if self.constraint is not None and not control:
-                raise ValueError("baseline and constraint exclude each other; take one of them out")
-            try:
-                check(self.baseline, self.params, safety=bool(self.safety), unaligned=self.unaligned is not None)
-            except ConfigError as problem:
-                raise ValueError(str(problem)) from problem
-        elif self.safety or self.unaligned is not None:
-            raise ValueError("'safety' and 'unaligned' have no effect without 'baseline'; take them out")
-        return self
-
-    @model_validator(mode="after")
-    def _validation_is_used(self) -> Self:
-        if self.validation and not self.evaluate_every:
-            raise ValueError("validation has no effect without evaluate_every; set it, or take validation out")
-        if self.evaluate_every and not self.validation:
-            raise ValueError("evaluate_every needs 'validation' rows")
-        return self
-
-    def training(self) -> TrainConfig:
-        """The training settings alone, as the loop wants them."""
-        given = self.model_fields_set & set(TrainConfig.model_fields)
-        return TrainConfig(**{name: getattr(self, name) for name in given})
 
 
 class EvaluateStep(Config):
@@ -256,6 +181,7 @@ Step = Annotated[
     | BasisStep
     | ImportanceStep
     | MaskStep
+    | CausalStep
     | AdapterStep
     | MergeStep
     | RepairStep
@@ -299,7 +225,8 @@ class Recipe(Config):
         named = (self.model_of(step_id) if key == "model" else getattr(step, key) for key in type(step).refers)
         listed = (name for key in getattr(step, "lists", {}) for ids in getattr(step, key).values() for name in ids)
         held = (getattr(item, key) for at, (key, _) in getattr(step, "items", {}).items() for item in getattr(step, at))
-        ids = (name.source if isinstance(name, ModelConfig) else name for name in (*named, *listed, *held))
+        keyed = (name for key in getattr(step, "keyed", {}) for name in getattr(step, key))
+        ids = (name.source if isinstance(name, ModelConfig) else name for name in (*named, *listed, *held, *keyed))
         return tuple(name for name in dict.fromkeys(ids) if name in self.steps)
 
 
@@ -352,6 +279,7 @@ def parse_recipe(document: Mapping[str, Any], file: str, written: Mapping[str, A
     if recipe is not None:
         problems += hold_problems(recipe)
         problems += merge_problems(recipe)
+        problems += objective_problems(recipe)
     if recipe is None or problems:
         raise report(file, expanded.told(problems))
     return recipe
@@ -376,9 +304,14 @@ QUICK_FRACTION = 10
 def _general_cap(step: Mapping[str, Any]) -> dict[str, Any]:
     if step["do"] == "evaluate":
         return {"limit": min(step.get("limit") or QUICK_ROWS, QUICK_ROWS)}
+    if step["do"] == "causal":
+        return {key: [_capped(source) for source in step[key]] for key in ("cases", "validation") if step.get(key)}
     if step["do"] != "train":
         return {}
-    rows = {key: [_capped(source) for source in step[key]] for key in ("data", "validation", "safety") if step.get(key)}
+    listed = ("data", "validation", "safety")
+    rows: dict[str, Any] = {key: [_capped(source) for source in step[key]] for key in listed if step.get(key)}
+    if best := step.get("best_by"):
+        rows["best_by"] = {**best, "cases": [_capped(source) for source in best["cases"]]}
     length = {"steps": max(1, step["steps"] // QUICK_FRACTION)} if step.get("steps") else {"epochs": 1}
     return {**rows, **length}
 

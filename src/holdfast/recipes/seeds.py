@@ -147,9 +147,9 @@ def _marked(value: Any) -> bool:
 
 
 def _replaced(value: Any, seed: int) -> Any:
-    """The same with ``{seed}`` replaced in every string; a string that is nothing else becomes the number."""
+    """The same with ``{seed}`` replaced in every string and key; a string that is nothing else becomes the number."""
     if isinstance(value, dict):
-        return {key: _replaced(inner, seed) for key, inner in value.items()}
+        return {_replaced(key, seed): _replaced(inner, seed) for key, inner in value.items()}
     if isinstance(value, list):
         return [_replaced(inner, seed) for inner in value]
     if value == MARK:

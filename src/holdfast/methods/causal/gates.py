@@ -83,6 +83,7 @@ class Watch:
         self._nulls, self._window, self._config = nulls, window, config
         self._held: list[dict[str, tuple[Tensor, Tensor, Tensor]]] = []
         self._cases = 0
+        self._told = True
         self.latest: dict[str, float] = {}
         """The last whole window, by ``<measure>/<representation>``."""
 
@@ -97,7 +98,13 @@ class Watch:
         self._cases += len(next(iter(attacked.values())))
         if self._cases >= self._window:
             self._look()
+            self._told = False
             self._held, self._cases = [], 0
+
+    def news(self) -> dict[str, float]:
+        """``latest`` where it was not asked for yet, else nothing."""
+        told, self._told = self._told, True
+        return {} if told else dict(self.latest)
 
     def _look(self) -> None:
         for name, null in self._nulls.items():

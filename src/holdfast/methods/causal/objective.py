@@ -101,6 +101,10 @@ class CausalObjective(Composable):
         weights = self._weights(members)
         return {name: Term(factor * sums[name](), weights[name]) for name, factor in self._lambdas.items()}
 
+    def figures(self) -> dict[str, float]:
+        """What the gates saw, ``gate/<measure>/<representation>``, at steps at which a window of cases was whole."""
+        return {f"gate/{name}": value for name, value in self.watch.news().items()}
+
     def _members(self, batch: Batch) -> _Members:
         ids, labels, owner = (each.cpu() for each in (batch.input_ids, batch.labels, batch.owner))
         cases: list[int] = []
