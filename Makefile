@@ -18,7 +18,14 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## make the virtual environment with the pinned packages
 
-peers: .peers/mergekit/.ready .peers/nngeometry/.ready ## mergekit and nngeometry apart from the rest, for test-slow and bench
+peers: .peers/mergekit/.ready .peers/nngeometry/.ready .peers/trackers/.ready ## mergekit, nngeometry, MLflow, W&B apart from the rest, for test-slow and bench
+
+.peers/trackers/.ready: $(READY)
+	$(BIN)/python -m venv .peers/trackers
+	into=$$(.peers/trackers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$into/holdfast.pth"
+	.peers/trackers/bin/pip install --quiet mlflow==3.17.2 wandb==0.31.0
+	touch $@
 
 .peers/nngeometry/.ready: constraints.txt $(READY)
 	$(BIN)/pip install --quiet --no-deps --target .peers/nngeometry nngeometry==0.4

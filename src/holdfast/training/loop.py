@@ -205,7 +205,7 @@ class _Run:
         done = start
         with ExitStack() as stack:
             log = stack.enter_context(Log(self.out / "log.jsonl", start)) if self.main else None
-            stack.enter_context(tracking(self.accelerator, self.config))
+            stack.enter_context(tracking(self.accelerator, self.config, self.notes))
             interrupts = stack.enter_context(Interrupts())
             progress = stack.enter_context(Progress(self.steps, start, show=self.main))
             if start == 0 and self.config.evaluate_every:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 LINE_EVERY = 30.0
 """Seconds between progress lines where standard error is not a terminal."""
+_FAILURES = {"mlflow": ("mlflow.exceptions", "MlflowException"), "wandb": ("wandb.errors", "Error")}
+"""What a tracker raises when its server is away or refuses."""
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+"""Seconds for an answer of MLflow's server, and how often to ask again."""
 
 
 class Log:
@@ -68,20 +74,100 @@ def curves_of(rows: Sequence[Mapping[str, float]]) -> dict[str, list[tuple[float
     return curves
 
 
+class Tracker:
+    """One tracker of Accelerate's. When what it talks to fails, it is off from then on, said once; the run goes on."""
+
+    def __init__(self, name: str, folder: Path, notes: list[str]) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        own: dict[str, tuple[str, dict[str, str]]] = {
+            "tensorboard": ("tracking", {"logging_dir": str(folder)}),
+            "mlflow": ("holdfast", {"run_name": folder.name}),
+            "wandb": ("holdfast", {"name": folder.name, "dir": str(folder)}),
+        }
+        project, keywords = own[name]
+        self.name, self._notes = name, notes
+        self._tracker = LOGGER_TYPE_TO_CLASS[name](project, **keywords)
+        self._failure: tuple[type[Exception], ...] = ()
+        if name in _FAILURES:
+            module, kind = _FAILURES[name]
+            self._failure = (getattr(import_module(module), kind),)
+        self._on, self._started = True, False
+
+    def start(self, settings: Mapping[str, object]) -> None:
+        """Begin a run there, with the settings as its parameters."""
+
+        def begin() -> None:
+            self._tracker.start()
+            self._started = True
+            self._tracker.store_init_configuration(settings)
+
+        self._tried(begin, 0)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Pass the figures of one step on, names as they are."""
+        self._tried(lambda: self._tracker.log(values, step=step), step)
+
+    def finish(self) -> None:
+        """End the run there, also one that is off."""
+        if self._started:
+            with suppress(*self._failure):
+                self._tracker.finish()
+
+    def _tried(self, action: Callable[[], object], step: int) -> None:
+        from holdfast.models.sources import first_line
+
+        if not self._on:
+            return
+        try:
+            action()
+        except self._failure as problem:
+            self._on = False
+            sentence = (
+                f"Tracker {self.name!r} is off from step {step} on: {first_line(problem)} "
+                "The run goes on, and log.jsonl has every figure."
+            )
+            self._notes.append(sentence)
+            sys.stderr.write(sentence + "\n")
+
+
 @contextmanager
-def tracking(accelerator: Accelerator, config: TrainConfig) -> Iterator[None]:
-    """Start the trackers that ``config`` names and finish them, whatever happens. They write beside the log."""
-    if not config.trackers:
+def tracking(accelerator: Accelerator, config: TrainConfig, notes: list[str]) -> Iterator[None]:
+    """Start the trackers of ``accelerator``, whose ``log`` then reaches them, and finish them, whatever happens.
+
+    TensorBoard and W&B write beside the log; MLflow where ``MLFLOW_TRACKING_URI`` says, else where it does by itself
+    (``mlflow.db`` in the working folder). A tracker whose server fails is off from then on: a line on standard error
+    and a sentence in ``notes``.
+    """
+    if not config.trackers or not accelerator.is_main_process:
         yield
         return
     values = config.model_dump(mode="json")
     values |= {f"lora.{key}": value for key, value in values.pop("lora").items()}
     flat = {key: value if isinstance(value, str | int | float | bool) else str(value) for key, value in values.items()}
-    accelerator.init_trackers("tracking", config=flat)
+    folder = Path(str(accelerator.project_dir))
+    with _impatient():
+        trackers = [Tracker(str(name), folder, notes) for name in accelerator.log_with]
+        for tracker in trackers:
+            tracker.start(flat)
+        accelerator.trackers = trackers
+        try:
+            yield
+        finally:
+            for tracker in trackers:
+                tracker.finish()
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Let MLflow wait seconds for its server, where it would wait minutes; what the user has set stays."""
+    added = {key: value for key, value in _PATIENCE.items() if key not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        accelerator.end_training()
+        for key in added:
+            os.environ.pop(key, None)
 
 
 def require(trackers: tuple[str, ...]) -> None:
