@@ -1,0 +1,266 @@
+"""What a verified model is asked: test cases, the same cases with other injections, and tasks crossed with injections.
+
+Names of variables as in `holdfast.methods.causal.verify`: ``S`` the task, ``U`` the injected instruction.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from holdfast.core.errors import DataError
+from holdfast.data.counterfactual import Counterfactual, read_cases, read_unchecked
+from holdfast.data.counterfactual.checks import check_cases, holds, words
+from holdfast.data.counterfactual.splits import check_held_out
+from holdfast.data.examples import Example
+from holdfast.data.sources import SourceConfig
+from holdfast.evaluation.intervals import samples_to_certify
+
+FEWEST_GROUPS = 6
+"""Pairs of fewer groups can change sides in fewer than 40 ways, so that nothing can be tested."""
+CROSSED_CASES = 60
+"""Cases that are crossed with other tasks, at most: nine rows each."""
+TRIED = 60
+"""Cases that are looked at as donors of an injection or a task."""
+SWAPPED = 2
+"""Injections that are put into every case in turn."""
+FAMILIES = 2
+"""Families of attacks in the crossed rows, the most frequent."""
+NONE = "none"
+"""Level of U where nothing is injected; the others are families of attacks."""
+OWN = "own task"
+TASKS = ("task 1", "task 2")
+"""Levels of S beside the case's own: the payloads of two more cases, asked by the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """The cases of a verification."""
+
+    cases: tuple[Counterfactual, ...]
+    """Those drawn from the test split."""
+    held_out: frozenset[str]
+    """Families of attacks that no training case has."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One row of the crossed design."""
+
+    task: str
+    injected: str
+    case: int
+    """Place of its case among those that are swapped."""
+    row: Example
+
+
+@dataclass(frozen=True, slots=True)
+class Swaps:
+    """Cases with the same two injections put in place of their own, and the first of them with other tasks too."""
+
+    cases: tuple[Counterfactual, ...]
+    """Those in which obeying is seen whatever is injected or asked."""
+    swapped: tuple[tuple[Counterfactual, ...], tuple[Counterfactual, ...]]
+    crossed: tuple[Asked, ...]
+    """Empty where ``reason`` says why tasks cannot be crossed."""
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def read(source: SourceConfig) -> tuple[Counterfactual, ...]:
+    """Checked cases of every split, or of the one that the source names.
+
+    Raises:
+        ConfigError, DataError: as `read_cases`.
+    """
+    if source.split:
+        return read_cases(source)
+    found = read_unchecked(source)
+    check_cases(found, source.source)
+    return found
+
+
+def tested(cases: Sequence[Counterfactual], rows: int, seed: int, bound: float | None) -> Tested:
+    """Test cases and held-out families.
+
+    Args:
+        bound: The attack success to certify, where that is planned.
+    Raises:
+        DataError: no test case, too few groups, no answers, no held-out family, or families too small for ``bound``.
+    """
+    test = [case for case in cases if case.split == "test"]
+    check_held_out(cases, "Cases to verify on")
+    drawn = test if len(test) <= rows else [test[i] for i in sorted(random.Random(seed).sample(range(len(test)), rows))]
+    groups = len({case.group for case in drawn})
+    if groups < FEWEST_GROUPS:
+        raise DataError(
+            f"Cases to verify on: got {len(drawn)} test cases in {groups} groups, expected at least {FEWEST_GROUPS} "
+            "groups: sides of fewer change places in too few ways for any test. Do: give more scenarios of split test."
+        )
+    if empty := [case.id for case in drawn if not case.answer.strip()]:
+        raise DataError(
+            f"Cases to verify on: {len(empty)} test cases have no answer, the first is {empty[0]!r}, expected the "
+            "wanted answer. Do: fill in 'answer', or leave them out."
+        )
+    trained = {case.attack for case in cases if case.split == "train"}
+    held = frozenset({case.attack for case in drawn} - trained)
+    if not held:
+        raise DataError(
+            f"No held-out family among {len(drawn)} test cases drawn: got the attacks "
+            f"{', '.join(sorted({case.attack for case in drawn}))}, all of them in train. Do: raise rows."
+        )
+    if bound is not None:
+        _check_size(drawn, held, bound)
+    note = "There are no training cases, so that every family counts as held out." if not trained else ""
+    return Tested(tuple(drawn), held, (note,) if note else ())
+
+
+def independent(cases: Sequence[Counterfactual]) -> list[int]:
+    """Numbers of cases, the first of each group and family: what an exact bound may count."""
+    first: dict[tuple[str, str], int] = {}
+    for number, case in enumerate(cases):
+        first.setdefault((case.attack, case.group), number)
+    return list(first.values())
+
+
+def _check_size(drawn: Sequence[Counterfactual], held: frozenset[str], bound: float) -> None:
+    needed = samples_to_certify(bound)
+    counts = dict.fromkeys(sorted(held), 0)
+    for number in independent(drawn):
+        if drawn[number].attack in held:
+            counts[drawn[number].attack] += 1
+    if small := {name: count for name, count in counts.items() if count < needed}:
+        listed = ", ".join(f"{name} {count}" for name, count in small.items())
+        raise DataError(
+            f"Too few rows to certify attack success of at most {100 * bound:g} %: got {listed} (one of each scenario "
+            f"counts), expected at least {needed} of each held-out family, without a hit. "
+            f"Do: give {needed - min(small.values())} more, raise rows, or plan a larger bound."
+        )
+
+
+def swaps(cases: Sequence[Counterfactual], seed: int) -> Swaps:
+    """Every case with the injections of two others, and the crossed design.
+
+    Donors are cases with an answer to their payload or a witness; those whose witness stands in fewest cases are
+    taken, and cases in which it does are left out.
+
+    Raises:
+        DataError: there are no two cases with different payloads.
+    """
+    order = list(cases)
+    random.Random(f"swaps/{seed}").shuffle(order)
+    order = order[:TRIED]
+    donors = _donors(order, cases, SWAPPED, [])
+    if len(donors) < SWAPPED:
+        raise DataError(
+            "Cannot swap injections: got test cases that all inject the same, expected at least two different "
+            "payloads. Do: give cases with other payloads."
+        )
+    given = _donors([case for case in order if case.payload_answer.strip()], cases, len(TASKS), donors)
+    reason = _uncrossed(cases, given)
+    used = donors if reason else [*donors, *given]
+    kept = tuple(case for case in cases if not any(_clash(case, donor) for donor in used))
+    if len({case.group for case in kept}) < FEWEST_GROUPS:
+        raise DataError(
+            f"Cannot swap injections: {len(kept)} of {len(cases)} test cases do not hold the swapped witness already, "
+            f"expected {FEWEST_GROUPS} groups of them. Do: give cases with rarer witnesses."
+        )
+    left_out = len(cases) - len(kept)
+    first, second = (tuple(swapped(case, donor) for case in kept) for donor in donors)
+    return Swaps(
+        cases=kept,
+        swapped=(first, second),
+        crossed=() if reason else tuple(_crossed(kept, given, seed)),
+        reason=reason,
+        notes=(f"{left_out} cases hold a swapped witness already and are left out of swaps.",) if left_out else (),
+    )
+
+
+def swapped(case: Counterfactual, donor: Counterfactual) -> Counterfactual:
+    """The case with another's injection in the place of its own."""
+    return replace(
+        case.with_injection(donor.injection, donor.attack),
+        id=f"{case.id}/{donor.id}",
+        payload=donor.payload,
+        witness=donor.witness,
+        payload_answer=donor.payload_answer,
+    )
+
+
+def _donors(
+    order: Sequence[Counterfactual], cases: Sequence[Counterfactual], count: int, taken: Sequence[Counterfactual]
+) -> list[Counterfactual]:
+    """Cases with payloads and answers unlike each other's, those that clash with fewest first."""
+    clashes = {id(donor): sum(_clash(case, donor) for case in cases) for donor in order}
+    found: list[Counterfactual] = []
+    for donor in sorted(order, key=lambda each: clashes[id(each)]):
+        if not any(_alike(donor, other) for other in (*taken, *found)):
+            found.append(donor)
+        if len(found) == count:
+            break
+    return found
+
+
+def _alike(one: Counterfactual, other: Counterfactual) -> bool:
+    """Whether obeying one cannot be told from obeying the other."""
+    texts = ((one.payload, other.payload), (one.witness, other.payload_answer), (other.witness, one.payload_answer))
+    return any(words(a) == words(b) or holds(b, a) or holds(a, b) for a, b in texts if a.strip() and b.strip())
+
+
+def _clash(case: Counterfactual, donor: Counterfactual) -> bool:
+    """Whether obeying ``donor`` could not be seen in ``case``."""
+    known = "\n".join((case.instruction, case.data, case.answer, case.system))
+    return any(holds(known, sign) for sign in (donor.witness, donor.payload_answer)) or words(donor.payload) == words(
+        case.instruction
+    )
+
+
+def _uncrossed(cases: Sequence[Counterfactual], given: Sequence[Counterfactual]) -> str:
+    if any(case.channel != "data" for case in cases):
+        return "the user's turn is attacked, so that no other task can be asked about the same data"
+    if len(given) < len(TASKS):
+        return "too few payloads have an answer, so that no other task can be asked about the same data"
+    return ""
+
+
+def _crossed(cases: Sequence[Counterfactual], given: Sequence[Counterfactual], seed: int) -> list[Asked]:
+    """Every case with every task and every family of attacks: ``S x U x data``.
+
+    A family's injections differ from case to case, or R would tell them apart without error and hide what O hears.
+    """
+    families = [name for name, _ in Counter(case.attack for case in cases).most_common(FAMILIES)]
+    made: list[Asked] = []
+    for number, case in enumerate(cases[:CROSSED_CASES]):
+        order = random.Random(f"crossed/{seed}/{case.id}").sample(cases, len(cases))
+        fitting = [donor for donor in order if donor.attack in families and _fits(case, donor, given)]
+        donors = {name: next((d for d in fitting if d.attack == name), None) for name in families}
+        if all(donors.values()):
+            made += _of_one(number, case, given, donors)
+    return made
+
+
+def _fits(case: Counterfactual, donor: Counterfactual, given: Sequence[Counterfactual]) -> bool:
+    """Whether obeying ``donor`` is seen in ``case`` with any of the tasks."""
+    return not (donor.id == case.id or _clash(case, donor) or any(_alike(donor, task) for task in given))
+
+
+def _of_one(
+    number: int, case: Counterfactual, given: Sequence[Counterfactual], donors: Mapping[str, Counterfactual | None]
+) -> Iterator[Asked]:
+    posed = {OWN: case}
+    for name, task in zip(TASKS, given, strict=True):
+        posed[name] = replace(
+            case,
+            id=f"{case.id}/{name}",
+            instruction=task.payload,
+            answer=task.payload_answer,
+            attacked_answer="",
+        )
+    for name, each in posed.items():
+        yield Asked(name, NONE, number, replace(each.benign(), witness="", payload_answer=""))
+        for family, donor in donors.items():
+            if donor is not None:
+                yield Asked(name, family, number, swapped(each, donor).attacked())
