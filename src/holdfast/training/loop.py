@@ -198,6 +198,7 @@ class _Run:
             stored = str(self.dtype).removeprefix("torch.")
             self.notes.append(f"The weights are {stored}: trained in float32, then cast back.")
         self.bare: Any = make_trainable(self.loaded.model, self.config)
+        self.objective = objective
         self.stepper = Stepper(self.accelerator, self.bare, self.config, objective, constraint, self.steps)
 
     def to_the_end(self, start: int, watch: Watch | None) -> TrainResult:
@@ -313,6 +314,7 @@ class _Run:
             self._restore(checkpoints.load_best(self.out / CHECKPOINTS))
             said = self.rule.said(self.best.values, self.best.before)
             self.notes.append(f"The result is step {self.best.step}, {said}.")
+        self.stepper.detach()
         self.notes += self.companion.finish(self.bare)
         self.bare.eval()
         if self.config.gradient_checkpointing:
@@ -328,6 +330,7 @@ class _Run:
                 if not full and self.loaded.weights:
                     record_base(fresh, self.loaded.source, self.loaded.weights)
             self._save_held()
+            self.objective.save(self.out)
         self.accelerator.wait_for_everyone()
         fingerprint = hashlib.sha256(f"{self.fingerprint}/{done}".encode()).hexdigest()
         weights = weights_of(folder) if full and self.main else ""

@@ -16,6 +16,7 @@ from holdfast.data.batches import IGNORE, Batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,50 @@ class Objective(Protocol):
         """Run ``model`` on ``batch`` and return every term."""
         ...
 
+    def modules(self) -> dict[str, nn.Module]:
+        """What is trained beside the model, by name."""
+        ...
+
+    def begin(self, step: int, steps: int) -> None:
+        """Called before optimizer step ``step`` (from 0) of ``steps``, on every process."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """What to log about the step beside its terms; see `Composable.figures`."""
+        ...
+
+    def save(self, out: Path) -> None:
+        """Called once the model is saved under ``out``, on the first process."""
+        ...
+
 
 class Composable:
-    """Gives an objective ``a + b`` and ``0.3 * a``; equal names of terms in a sum are an error."""
+    """Gives an objective ``a + b`` and ``0.3 * a``; equal names of terms in a sum are an error.
+
+    Most objectives train nothing beside the model, look at no step and log no figures: so does this one.
+    """
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What is trained beside the model, by name.
+
+        While it trains, the loop keeps these in the model, so that they are in the optimizer and in checkpoints, and
+        takes them out before the model is saved. No constraint holds them.
+        """
+        return {}
+
+    def begin(self, step: int, steps: int) -> None:
+        """Called before optimizer step ``step`` (from 0) of ``steps``, on every process."""
+
+    def figures(self) -> dict[str, float]:
+        """What to log about the step beside its terms.
+
+        Called on every process after the step's last backward pass and before the weights change, which an error
+        raised here prevents.
+        """
+        return {}
+
+    def save(self, out: Path) -> None:
+        """Called once the model is saved under ``out``, on the first process: the place to keep `modules`."""
 
     def __add__(self, other: Objective) -> Sum:
         return Sum(self, other)  # type: ignore[arg-type]
@@ -58,9 +100,10 @@ class Sum(Composable):
     left: Objective
     right: Objective
 
-    def _merge(self, left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    @staticmethod
+    def _merge(left: dict[str, Any], right: dict[str, Any], what: str = "term") -> dict[str, Any]:
         if both := left.keys() & right.keys():
-            raise ConfigError(f"Cannot add two objectives: both have a term {min(both)!r}. Do: rename one of them.")
+            raise ConfigError(f"Cannot add two objectives: both have a {what} {min(both)!r}. Do: rename one of them.")
         return left | right
 
     def weights(self, batch: Batch) -> dict[str, float]:
@@ -70,6 +113,24 @@ class Sum(Composable):
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
         """The terms of both."""
         return self._merge(self.left(model, batch), self.right(model, batch))
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Those of both."""
+        return self._merge(self.left.modules(), self.right.modules(), "module")
+
+    def begin(self, step: int, steps: int) -> None:
+        """Tell both."""
+        self.left.begin(step, steps)
+        self.right.begin(step, steps)
+
+    def figures(self) -> dict[str, float]:
+        """Those of both."""
+        return self._merge(self.left.figures(), self.right.figures(), "figure")
+
+    def save(self, out: Path) -> None:
+        """Tell both."""
+        self.left.save(out)
+        self.right.save(out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +147,22 @@ class Scaled(Composable):
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
         """The terms with scaled sums."""
         return {name: replace(term, sum=self.factor * term.sum) for name, term in self.of(model, batch).items()}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The same."""
+        return self.of.modules()
+
+    def begin(self, step: int, steps: int) -> None:
+        """Tell it."""
+        self.of.begin(step, steps)
+
+    def figures(self) -> dict[str, float]:
+        """The same, unscaled."""
+        return self.of.figures()
+
+    def save(self, out: Path) -> None:
+        """Tell it."""
+        self.of.save(out)
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from holdfast.training.constraint import Constraint, Shadows
 from holdfast.training.objective import Objective
 from holdfast.training.parameters import block_matrices, learning_rate_factor, make_optimizer
 
+BESIDE = "beside"
+"""The name of a model's submodule, while it is trained, with what an objective trains beside it."""
 _LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -63,6 +65,8 @@ class Stepper:
         self._accelerator, self._config, self._objective, self._steps = accelerator, config, objective, steps
         self._world = accelerator.num_processes
         self.shadows = Shadows(model, constraint)
+        self._bare = model
+        self._attach()
         self._parameters = self.shadows.parameters(model)
         optimizer = make_optimizer(self._parameters, config, block_matrices(model))
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -71,6 +75,18 @@ class Stepper:
         self.tokens = 0.0
         """Tokens without padding since this process started, over all processes."""
         self.seconds = 0.0
+
+    def _attach(self) -> None:
+        """Keep what is trained beside the model in it, in float32, after a constraint has chosen what it holds."""
+        beside = nn.ModuleDict(self._objective.modules())
+        if beside:
+            beside.to(next(self._bare.parameters()).device, torch.float32).requires_grad_(True)
+            self._bare.add_module(BESIDE, beside)
+
+    def detach(self) -> None:
+        """Take out of the model what was trained beside it."""
+        if hasattr(self._bare, BESIDE):
+            delattr(self._bare, BESIDE)
 
     @property
     def speed(self) -> float:
@@ -94,9 +110,11 @@ class Stepper:
         """Optimizer step ``number`` (from 0), or None when any process wants to ``stop`` before it.
 
         Returns:
-            ``loss``, every term where there are several, ``learning_rate`` and ``gradient_norm`` (before clipping).
+            ``loss``, every term where there are several, the objective's figures, ``learning_rate`` and
+            ``gradient_norm`` (before clipping).
         """
         began = time.perf_counter()
+        self._objective.begin(number, self._steps)
         each = [self._objective.weights(batch) for batch in batches]
         names = sorted(each[0])
         *sums, stops = self._over_processes([sum(w[name] for w in each) for name in names] + [float(stop)])
@@ -109,12 +127,13 @@ class Stepper:
         tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
         *parts, tokens_of_all = self._over_processes([*losses.double().sum(0).tolist(), float(tokens)])
         gates.check_losses(parts, losses, batches, number + 1)
+        figures = self._objective.figures()
         norm = self._update(number, rows)
         self.tokens += tokens_of_all
         self.seconds += time.perf_counter() - began
         terms = dict(zip(names, parts, strict=True)) if len(parts) > 1 else {}
         rate = self.optimizer.param_groups[0]["lr"]
-        return {"loss": sum(parts), **terms, "learning_rate": rate, "gradient_norm": norm}
+        return {"loss": sum(parts), **terms, **figures, "learning_rate": rate, "gradient_norm": norm}
 
     def _backward(
         self, batches: Sequence[Batch], total: Mapping[str, float], each: Sequence[Mapping[str, float]]
