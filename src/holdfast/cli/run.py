@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli.output import Ticker, print_json, say, size
+from holdfast.cli.output import Ticker, print_json, print_table, say, size
 from holdfast.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ Overrides = Annotated[
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer rows and steps; the report says so.")]
 
 
-def run(
+def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     recipe: Recipe,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run. Default: runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep unchanged steps, continue a stopped one.")] = False,
@@ -30,6 +30,9 @@ def run(
     start_from: Annotated[str, typer.Option("--from", metavar="STEP", help="Run from this step on.")] = "",
     overrides: Overrides = None,
     quick: Quick = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ten steps of every training, kept nowhere; exit 1 if one fails.")
+    ] = False,
 ) -> None:
     """Run a recipe: train, evaluate, compare, report."""
     from holdfast.recipes import processes
@@ -43,6 +46,9 @@ def run(
         return _checked(recipe, overrides, quick)
 
     chosen = processes.on_main(wanted)
+    if dry_run:
+        _tried(chosen, kept=bool(out or resume or only or start_from))
+        return
     folder = out or Path("runs") / chosen.name
     try:
         record = run_recipe(chosen, folder, Choice(resume, only, start_from), quick=quick, say=say, progress=Ticker())
@@ -58,6 +64,18 @@ def run(
 
         build_report(record, folder)
         typer.echo(f"Report: {folder / 'report.html'}. {record.summary}")
+
+
+def _tried(recipe: LoadedRecipe, *, kept: bool) -> None:
+    """What ten steps of every training show."""
+    from holdfast.recipes.dry_run import dry_run, table
+
+    if kept:
+        raise ConfigError("--dry-run keeps nothing: got it with -o, --resume, --only or --from. Do: take that out.")
+    tried = dry_run(recipe, say)
+    print_table(("training", "peak memory", "loss on the same rows", "checkpoint reloads"), table(tried))
+    if not all(each.passes for each in tried):
+        raise typer.Exit(1)
 
 
 def _stopped_at(folder: Path, start_from: str) -> str:

@@ -41,6 +41,8 @@ class Description:
     dtype: str
     matrices: tuple[tuple[str, int, int], ...]
     """Module name, in and out features of each linear map inside the blocks."""
+    widened_bytes: int
+    """What ``qlora`` adds: PEFT holds all weights that are not quantized in 32 bits while it trains."""
     skeleton: Any = field(repr=False, compare=False)
     """The model itself without its numbers, on torch's ``meta`` device."""
 
@@ -115,6 +117,7 @@ def describe(config: ModelConfig, vocabulary: int | None = None) -> Description:
         context=int(length) if (length := getattr(text, "max_position_embeddings", None)) else None,
         dtype=dtype,
         matrices=matrices,
+        widened_bytes=_widened_bytes(model, matrices, dtype),
         skeleton=model,
     )
 
@@ -148,9 +151,18 @@ def _features(module: torch.nn.Module) -> tuple[int, int]:
 def _weight_bytes(
     model: torch.nn.Module, matrices: tuple[tuple[str, int, int], ...], dtype: str, quantization: str | None
 ) -> int:
-    width = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+    width = _width(dtype)
     total = sum(p.numel() for p in model.parameters())
     if quantization is None:
         return total * width
     small = sum(inputs * outputs for _, inputs, outputs in matrices)
     return round(small * _QUANTIZED_BYTES[quantization] + (total - small) * max(width, 2))
+
+
+def _width(dtype: str) -> int:
+    return torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+
+
+def _widened_bytes(model: torch.nn.Module, matrices: tuple[tuple[str, int, int], ...], dtype: str) -> int:
+    rest = sum(p.numel() for p in model.parameters()) - sum(inputs * outputs for _, inputs, outputs in matrices)
+    return rest * (4 - max(_width(dtype), 2))

@@ -15,6 +15,7 @@ from holdfast.recipes.schema import BasisStep, ImportanceStep, MaskStep, Recipe
 from holdfast.recipes.train_step import TRAINED, TrainStep
 
 if TYPE_CHECKING:
+    from holdfast.data.counterfactual import Counterfactual
     from holdfast.data.examples import Example
     from holdfast.models.chat import ChatFormat
     from holdfast.models.config import ModelConfig
@@ -32,6 +33,7 @@ class Checks:
         self.recipe = recipe
         self.problems: list[str] = []
         self._models: dict[str, tuple[Description | None, ChatFormat | None]] = {}
+        self._cases: dict[str, tuple[int | None, list[Counterfactual] | None]] = {}
 
     def tried(self, step_id: str, call: Callable[[], T]) -> T | None:
         """What ``call`` gives; ``None`` where it finds a problem, which is kept."""
@@ -83,6 +85,22 @@ class Checks:
             counts[name] = None if count is None else (counts.get(name) or 0) + count
         return counts
 
+    def cases(
+        self, step_id: str, sources: Iterable[SourceConfig]
+    ) -> tuple[dict[str, int | None], list[Counterfactual] | None]:
+        """How many cases each source gives, and the cases, a few of the lab's; ``None`` where some are not at hand."""
+        counts: dict[str, int | None] = {}
+        cases: list[Counterfactual] | None = []
+        for source in sources:
+            name = f"{source.source} ({source.split})" if source.split else source.source
+            key = source.model_dump_json()
+            if key not in self._cases:
+                self._cases[key] = self.tried(step_id, lambda source=source: _cases_of(source)) or (None, None)  # type: ignore[misc]
+            count, found = self._cases[key]
+            counts[name] = None if count is None else (counts.get(name) or 0) + count
+            cases = None if cases is None or found is None else cases + found
+        return counts, cases
+
     def answers(self, step_id: str, sources: Iterable[SourceConfig]) -> list[Example] | None:
         """The rows to learn from, a few of those of a lab family; ``None`` where some are not at hand."""
         examples: list[Example] | None = []
@@ -106,7 +124,7 @@ class Checks:
             self.tried(step_id, lambda tracker=tracker: require((tracker,)))  # type: ignore[misc]
         self.tried(step_id, lambda: check_params(step.params, config.quantization))
         if model is not None:
-            self.tried(step_id, lambda: check_setup(model.skeleton, step, bool(step.validation)))
+            self.tried(step_id, lambda: check_setup(model.skeleton, step, True))
             if step.params != "full":
                 self.tried(step_id, lambda: check_targets(model.skeleton, step.lora.targets))
 
@@ -144,6 +162,18 @@ def count_rows(source: SourceConfig) -> int | None:
     if _on_hub(source):
         return source.rows or source.at_most
     return len(load_examples(source))
+
+
+def _cases_of(source: SourceConfig) -> tuple[int | None, list[Counterfactual] | None]:
+    from holdfast.data.counterfactual import read_cases
+
+    if source.source.startswith("lab/"):
+        few = {"rows": min(source.rows or PROBED, PROBED), "at_most": None}
+        return source.rows or min(LAB_ROWS, source.at_most or LAB_ROWS), list(read_cases(source.model_copy(update=few)))
+    if _on_hub(source):
+        return source.rows or source.at_most, None
+    found = list(read_cases(source))
+    return len(found), found
 
 
 def _on_hub(source: SourceConfig) -> bool:

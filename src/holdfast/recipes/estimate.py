@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from holdfast.evaluation.tasks import TaskConfig
 from holdfast.recipes import planning
 from holdfast.recipes.adapter_shapes import stored_shapes
 from holdfast.recipes.adapter_step import AdapterStep
+from holdfast.recipes.causal_needs import plan_needs, training_needs
+from holdfast.recipes.causal_step import CausalStep
 from holdfast.recipes.checks import Checks, count_rows
 from holdfast.recipes.merge_needs import VALIDATION, merge_needs, repair_needs
 from holdfast.recipes.merge_step import MergeStep
@@ -110,9 +112,18 @@ def estimate(recipe: Recipe, file: str) -> Needs:
     """
     checks = Checks(recipe)
     steps = [_needs(checks, step_id) for step_id in recipe.steps]
+    if recipe.budget is not None:
+        checks.problems += [_over(step, recipe.budget) for step in steps if step and step.memory_bytes > recipe.budget]
     if checks.problems:
         raise report(file, _once(checks.problems))
     return Needs(recipe.name, tuple(step for step in steps if step is not None))
+
+
+def _over(step: StepNeeds, budget: int) -> str:
+    return (
+        f"steps.{step.id}: needs about {step.memory_bytes / 1e9:.2f} GB, over the budget of {budget / 1e9:.2f} GB. Do: "
+        "lower batch_size or max_length, set gradient_checkpointing: true, or raise budget."
+    )
 
 
 def _once(problems: Sequence[str]) -> list[str]:
@@ -134,21 +145,8 @@ def _once(problems: Sequence[str]) -> list[str]:
 def _needs(checks: Checks, step_id: str) -> StepNeeds | None:
     """What a step needs; ``None`` where that cannot be told, and ``checks`` has the problem."""
     step = checks.recipe.steps[step_id]
-    if isinstance(step, TrainStep):
-        return _train_needs(checks, step_id, step)
-    if isinstance(step, EvaluateStep):
-        return _evaluate_needs(checks, step_id, step)
-    if isinstance(step, BasisStep):
-        return _basis_needs(checks, step_id, step)
-    if isinstance(step, ImportanceStep):
-        return _importance_needs(checks, step_id, step)
-    if isinstance(step, MaskStep):
-        return _mask_needs(checks, step_id, step)
-    if isinstance(step, AdapterStep):
-        return _adapter_needs(checks, step_id, step)
-    if isinstance(step, MergeStep | RepairStep):
-        return _merge_needs(checks, step_id, step)
-    return StepNeeds(step_id, step.do, None, 0, {}, 0, 0)
+    told = NEEDS.get(type(step))
+    return StepNeeds(step_id, step.do, None, 0, {}, 0, 0) if told is None else told(checks, step_id, step)
 
 
 def _planned(checks: Checks, basis_id: str) -> tuple[Description, tuple[Layer, ...]] | None:
@@ -208,6 +206,14 @@ def _mask_needs(checks: Checks, step_id: str, step: MaskStep) -> StepNeeds | Non
     return StepNeeds(step_id, step.do, None, 0, {}, memory, disk)
 
 
+def _causal_needs(checks: Checks, step_id: str, step: CausalStep) -> StepNeeds | None:
+    needs = plan_needs(checks, step_id, step)
+    if needs is None:
+        return None
+    memory = RUNTIME_BYTES + needs.memory_bytes
+    return StepNeeds(step_id, step.do, needs.model.parameters, 0, needs.rows, memory, needs.disk_bytes)
+
+
 def _adapter_needs(checks: Checks, step_id: str, step: AdapterStep) -> StepNeeds | None:
     model, _ = checks.model(step_id)
     if model is None:
@@ -234,7 +240,10 @@ def _merge_needs(checks: Checks, step_id: str, step: MergeStep | RepairStep) -> 
 
 def _cache_bytes(model: Description, batch_size: int) -> int:
     """Keys and values of a batch that is decoded."""
-    return batch_size * CONTEXT * 2 * model.layers * model.hidden * FLOAT_BYTES
+    text = model.skeleton.config.get_text_config()
+    heads = int(text.num_attention_heads)
+    share = int(getattr(text, "num_key_value_heads", None) or heads) / heads
+    return round(batch_size * CONTEXT * 2 * model.layers * model.hidden * share * FLOAT_BYTES)
 
 
 def _train_needs(checks: Checks, step_id: str, step: TrainStep) -> StepNeeds | None:
@@ -242,22 +251,40 @@ def _train_needs(checks: Checks, step_id: str, step: TrainStep) -> StepNeeds | N
     if step.unaligned is not None:
         checks.model(step_id, step.unaligned)
     rows = checks.rows(step_id, (*step.data, *step.validation, *step.safety))
+    if step.best_by is not None:
+        rows |= checks.cases(step_id, step.best_by.cases)[0]
     checks.training(step_id, step, model)
     for sources in (step.data, step.validation, step.safety):
         checks.lengths(step_id, step, chat, checks.answers(step_id, sources) or ())
     if model is None:
         return None
+    with_cases, brought = training_needs(checks, step_id, step, model)
     full = step.params == "full"
     trained = model.parameters if full else model.lora_parameters(step.lora.rank, step.lora.targets)
-    memory = RUNTIME_BYTES + model.training_bytes(
-        tokens=step.batch_size * step.max_length,
-        adapter=None if full else trained,
+    memory = max(with_cases, _training_bytes(model, step, trained), _measuring_bytes(model, step, trained))
+    result = model.weight_bytes if full else trained * FLOAT_BYTES
+    disk = result + 2 * model.checkpoint_bytes(trainable=trained)
+    return StepNeeds(step_id, step.do, model.parameters, trained, brought | rows, RUNTIME_BYTES + memory, disk)
+
+
+def _training_bytes(model: Description, step: TrainStep, trained: int) -> int:
+    """Of a training on the step's own rows."""
+    found = model.training_bytes(
+        tokens=step.batch_size * step.max_length if step.data else 0,
+        adapter=None if step.params == "full" else trained,
         checkpointing=step.gradient_checkpointing,
         mixed=step.precision == "bf16",
     )
-    result = model.weight_bytes if full else trained * FLOAT_BYTES
-    disk = result + 2 * model.checkpoint_bytes(trainable=trained)
-    return StepNeeds(step_id, step.do, model.parameters, trained, rows, memory, disk)
+    return found + (model.widened_bytes if step.params == "qlora" else 0)
+
+
+def _measuring_bytes(model: Description, step: TrainStep, trained: int) -> int:
+    """Of an evaluation in which the model answers, between steps: what is trained stays, activations do not."""
+    if step.best_by is None:
+        return 0
+    held = model.training_bytes(tokens=0, adapter=None if step.params == "full" else trained)
+    widened = model.widened_bytes if step.params == "qlora" else 0
+    return held + widened + _cache_bytes(model, step.best_by.batch_size)
 
 
 def _evaluate_needs(checks: Checks, step_id: str, step: EvaluateStep) -> StepNeeds | None:
@@ -282,3 +309,17 @@ def _check_judge(task: TaskConfig) -> None:
 def _task_rows(task: TaskConfig, step: EvaluateStep) -> int | None:
     found = None if task.harness == "lm-eval" else count_rows(task.rows(step.limit, step.seed))
     return found if step.limit is None or found is None else min(found, step.limit)
+
+
+NEEDS: Mapping[type, Callable[[Checks, str, Any], StepNeeds | None]] = {
+    TrainStep: _train_needs,
+    EvaluateStep: _evaluate_needs,
+    BasisStep: _basis_needs,
+    ImportanceStep: _importance_needs,
+    MaskStep: _mask_needs,
+    CausalStep: _causal_needs,
+    AdapterStep: _adapter_needs,
+    MergeStep: _merge_needs,
+    RepairStep: _merge_needs,
+}
+"""By kind of step; the others work on what earlier ones left."""

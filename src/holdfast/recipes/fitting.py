@@ -43,7 +43,7 @@ class Ready:
 def train(context: Context) -> Outcome:
     """Train, and say what came of it."""
     ready = prepare(context)
-    result = run(context, ready, ready.rows.validation, resume=context.resume)
+    result = run(context, ready, ready.rows.validation)
     return processes.on_main(lambda: _trained(context, ready, result))
 
 
@@ -69,7 +69,7 @@ def prepare(context: Context) -> Ready:
     return Ready(step, loaded, rows, objective, held, best)
 
 
-def run(context: Context, ready: Ready, validation: Sequence[Example], *, resume: bool) -> TrainResult:
+def run(context: Context, ready: Ready, validation: Sequence[Example]) -> TrainResult:
     """Train as the step says, or as the baseline that it names does."""
     from holdfast.training.best import BY_LOSS
     from holdfast.training.loop import train as loop
@@ -86,7 +86,7 @@ def run(context: Context, ready: Ready, validation: Sequence[Example], *, resume
         objective=ready.objective,
         constraint=ready.constraint,
         best=ready.best or BY_LOSS,
-        resume=resume,
+        resume=context.resume,
     )
 
 

@@ -15,7 +15,7 @@ from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, Mask
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.adapter_step import AdapterStep
 from holdfast.recipes.causal_step import CausalStep
-from holdfast.recipes.fields import MODELS, Model, NamedTask, Source, Suites, as_source
+from holdfast.recipes.fields import MODELS, Model, NamedTask, Size, Source, Suites, as_source
 from holdfast.recipes.holds import hold_problems
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.merges import merge_problems
@@ -209,6 +209,9 @@ class Recipe(Config):
     changes it everywhere. Gone once put in."""
     model: Model | None = None
     """The model of every step that does not name one."""
+    budget: Size | None = None
+    """Memory that no step may need more of, e.g. ``6GB``: ``check`` compares its estimate, ``--dry-run`` the measured
+    peak."""
     steps: dict[str, Step] = Field(min_length=1)
     """Steps by id, in the order in which they run."""
 

@@ -63,19 +63,26 @@ def capacity(plan: CausalPlan, loaded: LoadedModel, train: TrainConfig, processe
         tokens=sum(map(sum, lengths.values())),
         longest=longest,
         steps=train.steps or ceil((train.epochs or 0) * ceil(n / per_step)),
-        memory_bytes=_memory(loaded, train, len(with_gradients) * train.batch_size, longest, max(learnt)),
+        memory_bytes=memory_bytes(_on_paper(loaded), train, len(with_gradients), longest, max(learnt)),
     )
 
 
-def _memory(loaded: LoadedModel, train: TrainConfig, rows: int, longest: int, learnt: int) -> int:
-    """Activations of ``rows`` rows of ``longest`` tokens; logits at learnt tokens only."""
-    paper = _on_paper(loaded)
+def memory_bytes(paper: Description, train: TrainConfig, views: int, longest: int, learnt: int) -> int:
+    """A rough estimate of the peak: activations of ``views`` rows a case, logits at learnt tokens only.
+
+    Args:
+        views: Those with gradients: benign, attacked and, for ``preference``, the payload's.
+        longest: Tokens of the longest of them.
+        learnt: Learnt tokens of the longest answer.
+    """
+    rows = views * train.batch_size
+    tokens = rows * longest
     adapter = None if train.params == "full" else paper.lora_parameters(train.lora.rank, train.lora.targets)
-    mixed, tokens = train.precision == "bf16", rows * longest
-    checkpointing = train.gradient_checkpointing
+    mixed, checkpointing = train.precision == "bf16", train.gradient_checkpointing
     trained = paper.training_bytes(tokens=tokens, adapter=adapter, checkpointing=checkpointing, mixed=mixed)
     everywhere = tokens * paper.vocabulary * LOGIT_BYTES
-    return trained - everywhere + rows * learnt * paper.vocabulary * _LOGIT_BYTES
+    widened = paper.widened_bytes if train.params == "qlora" else 0
+    return trained + widened - everywhere + rows * learnt * paper.vocabulary * _LOGIT_BYTES
 
 
 def _on_paper(loaded: LoadedModel) -> Description:
@@ -85,10 +92,12 @@ def _on_paper(loaded: LoadedModel) -> Description:
         outputs[layer.path] += layer.out_features
     inputs = {layer.path: layer.in_features for layer in layers}
     weights = list(loaded.model.parameters())
+    whole = [p for p in weights if p.is_floating_point()]
     return Description(
         name=loaded.name,
         model_type=str(loaded.model.config.model_type),
         parameters=sum(p.numel() for p in weights),
+        widened_bytes=sum((4 - p.element_size()) * p.numel() for p in whole),
         weight_bytes=sum(p.numel() * p.element_size() for p in weights),
         layers=len(layers.blocks()),
         hidden=int(text.hidden_size),
