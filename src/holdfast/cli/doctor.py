@@ -20,7 +20,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "trackers: [tensorboard]"),
     "mlflow": ("mlflow", "trackers: [mlflow]"),
     "wandb": ("wandb", "trackers: [wandb]"),
-    "causal_learn": ("verify", "causal discovery to compare with"),
+    "causal_learn": ("verify", "causal discovery: holdfast verify causal"),
     "hyppo": ("verify", "independence tests to compare with"),
 }
 """Optional packages: the extra that brings each, and what it is for."""

@@ -1,4 +1,4 @@
-"""``holdfast verify``: check what a run claims, from its files."""
+"""``holdfast verify``: check what a run claims, from its files, and what a model does."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli.output import AsJson, print_json
+from holdfast.cli.verify_causal import causal
 from holdfast.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from holdfast.methods.rotation.proof import LayerProof, Problem
 
-verify = typer.Typer(help="Check what a run claims, from its files.", no_args_is_help=True, rich_markup_mode=None)
+verify = typer.Typer(help="Check what a run or a model claims.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@verify.callback()
-def _group() -> None:
-    """Keeps ``certificate`` a command of its own while it is the only one."""
+verify.command()(causal)
 
 
 @verify.command()

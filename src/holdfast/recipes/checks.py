@@ -159,7 +159,7 @@ def count_rows(source: SourceConfig) -> int | None:
     check_source(source)
     if source.source.startswith("lab/"):
         return source.rows or min(LAB_ROWS, source.at_most or LAB_ROWS)
-    if _on_hub(source):
+    if on_hub(source):
         return source.rows or source.at_most
     return len(load_examples(source))
 
@@ -170,13 +170,14 @@ def _cases_of(source: SourceConfig) -> tuple[int | None, list[Counterfactual] | 
     if source.source.startswith("lab/"):
         few = {"rows": min(source.rows or PROBED, PROBED), "at_most": None}
         return source.rows or min(LAB_ROWS, source.at_most or LAB_ROWS), list(read_cases(source.model_copy(update=few)))
-    if _on_hub(source):
+    if on_hub(source):
         return source.rows or source.at_most, None
     found = list(read_cases(source))
     return len(found), found
 
 
-def _on_hub(source: SourceConfig) -> bool:
+def on_hub(source: SourceConfig) -> bool:
+    """Whether only reading the hub would tell what a source holds."""
     path = Path(source.source).expanduser()
     local = path.exists() or files.kind_of(path)
     if local or source.source.startswith("lab/"):
@@ -186,7 +187,7 @@ def _on_hub(source: SourceConfig) -> bool:
 
 def _at_hand(source: SourceConfig) -> list[Example] | None:
     """Rows of a file, and a few of a lab family; ``None`` on the hub, and where they cannot be read."""
-    if _on_hub(source):
+    if on_hub(source):
         return None
     few = {"rows": min(source.rows or PROBED, PROBED), "at_most": None} if source.source.startswith("lab/") else {}
     try:
