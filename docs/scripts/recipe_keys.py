@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from holdfast.core.config import Config
 from holdfast.data.sources import SourceConfig
+from holdfast.evaluation.attacks.config import GcgConfig
 from holdfast.evaluation.judges.config import ChatJudge, ClassifierJudge
 from holdfast.evaluation.tasks import TaskConfig
 from holdfast.models.config import ModelConfig
@@ -37,6 +38,7 @@ TABLES: dict[str, type[Config]] = {
     "adapters": AdapterRows,
     "select": Select,
     "dial": Dialled,
+    "gcg": GcgConfig,
     "classifier": ClassifierJudge,
     "chat": ChatJudge,
 }

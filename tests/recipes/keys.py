@@ -14,6 +14,7 @@ MERGE = {"do": "merge", "adapters": WITH_ROWS}
 SELECT = {"weights": [0.5, 2.0], "safety": ["lab/harmful"], "utility": ["lab/textops"], "drop": 0.1, "rows": 3}
 REPAIR = {"do": "repair", "adapter": "lora1", "utility": ["lab/textops"], "safety": ["lab/harmful"]}
 ADAPTER = {"do": "adapter", "source": "org/adapter"}
+ATTACK = {"do": "attack", "cases": ["lab/injection"], "limit": 2}
 RETENTION = {"do": "retention", "alone": {"p": "first"}, "rows": {"sst": ["second", "third"]}}
 FRONT = {"do": "front", "rows": {"p": "merged1", "q": "merged2"}, "reference": "p"}
 PLAIN = {
@@ -28,6 +29,7 @@ PLAIN = {
     "repair": REPAIR,
     "front": FRONT,
     "retention": RETENTION,
+    "attack": ATTACK,
 }
 EARLIER = {
     "basis": BASIS,
@@ -191,6 +193,19 @@ KEYS: dict[str, dict[str, dict]] = {
     "front": {
         "rows": {"rows": {"p": "merged2", "q": "merged1"}},
         "reference": {"reference": "q"},
+    },
+    "attack": {
+        "limit": {"limit": 3},
+        "probes": {"probes": 5},
+        "defence": {"defence": "sandwich"},
+        "false_positives": {"defence": "perplexity", "false_positives": 0.1},
+        "best_of": {"best_of": 3},
+        "gcg": {"gcg": {"steps": 3}},
+        "max_new_tokens": {"max_new_tokens": 5},
+        "batch_size": {"batch_size": 3},
+        "seed": {"seed": 9},
+        "model": {"model": "org/other"},
+        "cases": {"cases": [{"source": "lab/injection", "seed": 2}]},
     },
     "retention": {
         "alone": {"alone": {"p": "before"}},

@@ -63,7 +63,7 @@ def test_problems_of_fields_and_between_steps_come_together():
         "r.yaml: 3 problems",
         "  steps.tuned.learning_rat: unknown key, did you mean 'learning_rate'?",
         "  steps.after.model: no step 'tunde'. Did you mean 'tuned'? Known: before, tuned.",
-        "  steps.change.before: step 'tuned' is a 'train' step, expected an 'evaluate' step",
+        "  steps.change.before: step 'tuned' is a 'train' step, expected an 'evaluate' or an 'attack' step",
     ]
 
 

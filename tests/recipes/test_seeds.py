@@ -161,7 +161,7 @@ def test_check_says_what_every_copy_needs(written):
         (('["slow-{seed}-after"]', "[slow-0-after, slow-0-after]"), "steps.table: row 'slow' names a step twice"),
         (
             ('["slow-{seed}-after"]', '"slow-{seed}"'),
-            "steps.table.rows.slow.0: step 'slow-0' is a 'train' step, expected an 'evaluate' step",
+            "steps.table.rows.slow.0: step 'slow-0' is a 'train' step, expected an 'evaluate' or an 'attack' step",
         ),
         (
             ('["slow-{seed}-after"]', "[]"),

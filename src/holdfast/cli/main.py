@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from holdfast import __version__
-from holdfast.cli import doctor, listing, measure, merge, repair, run
+from holdfast.cli import attack, doctor, listing, measure, merge, repair, run
 from holdfast.cli.data import data
 from holdfast.cli.verify import verify
 from holdfast.core.errors import HoldfastError
@@ -29,6 +29,7 @@ for command in (
     run.run,
     run.check,
     measure.evaluate,
+    attack.attack,
     measure.report,
     measure.compare,
     merge.merge,

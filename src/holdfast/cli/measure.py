@@ -72,20 +72,21 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
         raise ConfigError("No model was named. Do: holdfast eval lab, or give --rescore LOG.")
     step: dict[str, Any] = {
         "do": "evaluate",
-        "model": _model(model, adapter, any_base),
+        "model": model_named(model, adapter, any_base),
         "tasks": _tasks(list(task or ()), data, format_, {"judge": _judge(judge), "labels": labels}),
         "suite": suite,
         "limit": limit,
         "batch_size": batch_size,
         "harness": harness,
     }
-    record = _run({"name": "eval", "seed": seed, "steps": {"measured": step}}, out)
+    record = run_step({"name": "eval", "seed": seed, "steps": {"measured": step}}, out)
     _print_metrics(record.steps[-1].metrics, as_json)
     if out is not None:
         say(f"Report: {out / 'report.html'}")
 
 
-def _model(source: str, adapter: str, any_base: bool) -> dict[str, str]:
+def model_named(source: str, adapter: str, any_base: bool) -> dict[str, str]:
+    """A model and its adapter as a recipe has them."""
     if any_base and not adapter:
         raise ConfigError("--any-base says on which models --adapter may be put, and there is no --adapter.")
     given = {"adapter": adapter, "adapter_base": "any" if any_base else ""}
@@ -142,13 +143,13 @@ def _judge(words: str) -> str | dict[str, Any]:
         ) from problem
 
 
-def _run(document: dict[str, Any], out: Path | None) -> RunRecord:
-    """One evaluation as a recipe of one step, so that it leaves the same record and log as any run."""
+def run_step(document: dict[str, Any], out: Path | None) -> RunRecord:
+    """A recipe of one step that asks a model, so that it leaves the same record and log as any run."""
     from holdfast.recipes.run import Choice, run_recipe
     from holdfast.recipes.schema import parse_recipe
     from holdfast.reports.build import build_report
 
-    recipe = parse_recipe(document, "holdfast eval")
+    recipe = parse_recipe(document, f"holdfast {document['name']}")
     if out is not None:
         _refuse_finished(recipe, out)
         try:
@@ -252,12 +253,13 @@ def log_of(path: Path) -> Path:
     """
     from holdfast.core.results import RunRecord
     from holdfast.recipes.context import LOG_FILE
+    from holdfast.recipes.schema import LOGGED
 
     if not path.is_dir():
         return path
     if not (path / "run.json").is_file():
         return path / LOG_FILE
-    measured = [step.id for step in RunRecord.load(path).steps if step.do == "evaluate" and step.status == "done"]
+    measured = [step.id for step in RunRecord.load(path).steps if step.do in LOGGED and step.status == "done"]
     if len(measured) != 1:
         listed = ", ".join(str(path / step_id) for step_id in measured) or "none"
         raise ConfigError(f"{path} holds {len(measured)} evaluations, expected one. Do: name one of: {listed}.")

@@ -17,6 +17,8 @@ from holdfast.core.wording import WORDS
 from holdfast.data.examples import Example
 from holdfast.data.sources import Loaded, SourceConfig, read_source
 from holdfast.evaluation.answers import Question, answer, ask, ask_plainly, check_questions
+from holdfast.evaluation.attacks.figures import across
+from holdfast.evaluation.attacks.tasks import ATTACK_TASKS, AttackTask
 from holdfast.evaluation.harness import check_harness, run_harness
 from holdfast.evaluation.judges import JUDGES, Judge
 from holdfast.evaluation.judges.config import build_judge
@@ -86,7 +88,7 @@ def evaluate(  # noqa: PLR0913 - the one door to evaluation; all but two are opt
     if log is not None:
         write_log(log, header, records)
         parts.remove()
-    return _result(header, records, log)
+    return result_of(header, records, log)
 
 
 def rescore(log: Path, *, judges: Mapping[str, Judge] | None = None) -> tuple[Metric, ...]:
@@ -109,10 +111,10 @@ def rescore(log: Path, *, judges: Mapping[str, Judge] | None = None) -> tuple[Me
         of_task = [record for record in records if record.task == head.name]
         again = [known[_id(name)] for name in head.judges if _id(name) in known and _id(name) not in STORED]
         again += [judge for judge in _plain_judges(head) if judge.name in head.judges]
-        fresh += _judged(of_task, again)
+        fresh += judged(of_task, again)
         renamed = {judge.id: judge.name for judge in again}
         heads.append(replace(head, judges=tuple(renamed.get(_id(name), name) for name in head.judges)))
-    return _result(replace(header, tasks=tuple(heads)), fresh, log).metrics
+    return result_of(replace(header, tasks=tuple(heads)), fresh, log).metrics
 
 
 STORED = frozenset({"code"})
@@ -123,7 +125,8 @@ def _id(name: str) -> str:
     return name.partition("@")[0]
 
 
-def _judged(records: Sequence[Record], judges: Sequence[Judge]) -> list[Record]:
+def judged(records: Sequence[Record], judges: Sequence[Judge]) -> list[Record]:
+    """The records with the word of each of ``judges``, in place of what the same judges said before."""
     ids = {judge.id for judge in judges}
     samples = [record.sample for record in records]
     words = {judge.name: judge.judge(samples) for judge in judges}
@@ -149,7 +152,8 @@ def _stored(head: TaskHead) -> tuple[TaskConfig, Task]:
         DataError: its settings mean nothing to this version.
     """
     try:
-        config = TaskConfig.model_validate(head.config)
+        kind = AttackTask if head.name in ATTACK_TASKS else TaskConfig
+        config = kind.model_validate(head.config)
         return config, config.task
     except ValidationError as problem:
         reason = "; ".join(problems_of(problem, TaskConfig))
@@ -237,7 +241,7 @@ def _done(loaded: LoadedModel, plan: _Plan, limit: int | None, batch_size: int, 
     """A task's answers, judged, and how it was run."""
     if plan.head is None:
         return run_harness(loaded, plan.config, limit=limit, batch_size=batch_size)
-    return plan.head, _judged(_answered(loaded, plan, batch_size, say), plan.judges)
+    return plan.head, judged(_answered(loaded, plan, batch_size, say), plan.judges)
 
 
 def _answered(loaded: LoadedModel, plan: _Plan, batch_size: int, say: Say | None) -> list[Record]:
@@ -264,7 +268,8 @@ def _shots(config: TaskConfig, task: Task) -> list[Example]:
 _SHOT_SPLITS = {"gsm8k": "train", "mmlu": "dev"}
 
 
-def _result(header: Header, records: Sequence[Record], log: Path | None) -> EvaluationResult:
+def result_of(header: Header, records: Sequence[Record], log: Path | None) -> EvaluationResult:
+    """The figures of a log's records, and a few answers of each task."""
     metrics: list[Metric] = []
     samples: list[ReportSample] = []
     for head in header.tasks:
@@ -276,6 +281,7 @@ def _result(header: Header, records: Sequence[Record], log: Path | None) -> Eval
             labels = head.labels if judge == head.judges[0] else None
             metrics += measure(shown_task(head, judge), judge, of_task, origin, labels)
         samples += [_for_report(head, record) for record in of_task[:REPORT_SAMPLES]]
+    metrics += across(header, records)
     return EvaluationResult(tuple(metrics), tuple(samples), log)
 
 

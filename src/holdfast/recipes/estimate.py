@@ -21,6 +21,8 @@ from holdfast.recipes.planning import FLOAT_BYTES
 from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.schema import BasisStep, EvaluateStep, ImportanceStep, MaskStep, Recipe
 from holdfast.recipes.train_step import TrainStep
+from holdfast.recipes.verify_step import VerifyStep
+from holdfast.recipes.verifying import count_cases
 
 if TYPE_CHECKING:
     from holdfast.layers.address import Layer
@@ -32,6 +34,8 @@ CONTEXT = 1024
 """Tokens a prompt and its answer are taken to have, for the key-value cache."""
 GRADIENT_BATCH = 16
 """Rows of one forward and backward of an importance step."""
+VERIFY_BATCH = 16
+"""Prompts that a verification decodes together."""
 LOG_BYTES = 2000
 """One answer in the log."""
 
@@ -300,6 +304,17 @@ def _evaluate_needs(checks: Checks, step_id: str, step: EvaluateStep) -> StepNee
     return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, log)
 
 
+def _verify_needs(checks: Checks, step_id: str, step: VerifyStep) -> StepNeeds | None:
+    model, _ = checks.model(step_id)
+    before = model if step.against is None else checks.model(step_id, step.against)[0]
+    rows = count_cases(checks, step_id, step)
+    if model is None or before is None:
+        return None
+    weights = model.weight_bytes + (0 if step.against is None else before.weight_bytes)
+    memory = RUNTIME_BYTES + weights + _cache_bytes(model, VERIFY_BATCH)
+    return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, 0)
+
+
 def _check_judge(task: TaskConfig) -> None:
     """A judge with settings of its own is made, which loads nothing, so that what cannot work is found now."""
     if task.judge is not None:
@@ -314,6 +329,7 @@ def _task_rows(task: TaskConfig, step: EvaluateStep) -> int | None:
 NEEDS: Mapping[type, Callable[[Checks, str, Any], StepNeeds | None]] = {
     TrainStep: _train_needs,
     EvaluateStep: _evaluate_needs,
+    VerifyStep: _verify_needs,
     BasisStep: _basis_needs,
     ImportanceStep: _importance_needs,
     MaskStep: _mask_needs,

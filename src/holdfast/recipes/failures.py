@@ -10,6 +10,7 @@ LOWER = {
     "train": "lower batch_size and raise accumulate by as much (the result stays the same), lower max_length, "
     "or set gradient_checkpointing: true",
     "evaluate": "lower batch_size",
+    "attack": "lower batch_size",
 }
 """What needs less memory, by kind of step."""
 

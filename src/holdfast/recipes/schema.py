@@ -14,8 +14,9 @@ from holdfast.evaluation.tasks import TaskConfig, choose_tasks
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.adapter_step import AdapterStep
+from holdfast.recipes.attack_step import AttackStep
 from holdfast.recipes.causal_step import CausalStep
-from holdfast.recipes.fields import MODELS, Model, NamedTask, Size, Source, Suites, as_source
+from holdfast.recipes.fields import MODELS, Model, NamedTask, Source, Suites, as_source
 from holdfast.recipes.holds import hold_problems
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.merges import merge_problems
@@ -26,6 +27,9 @@ from holdfast.recipes.retention_step import RetentionStep
 from holdfast.recipes.seeds import expand_seeds, row_problems, with_seed
 from holdfast.recipes.train_step import TrainStep
 from holdfast.recipes.values import fill_values
+
+LOGGED = ("evaluate", "attack")
+"""Kinds of step that leave a log of answers."""
 
 
 class EvaluateStep(Config):
@@ -82,13 +86,13 @@ class EvaluateStep(Config):
 class CompareStep(Config):
     """Set two evaluations beside each other, paired by prompt."""
 
-    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"before": ("evaluate",), "after": ("evaluate",)}
+    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"before": LOGGED, "after": LOGGED}
 
     do: Literal["compare"]
     before: str
-    """Id of the evaluate step that is the reference."""
+    """Id of the evaluate or attack step that is the reference."""
     after: str
-    """Id of the evaluate step that is compared with it."""
+    """Id of the one that is compared with it."""
 
 
 class BasisStep(BasisConfig):
@@ -132,14 +136,14 @@ class MaskStep(MaskConfig):
 class TableStep(Config):
     """Set many evaluations beside each other, each the mean over seeds, against a reference and what was before."""
 
-    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"before": ("evaluate",)}
-    lists: ClassVar[Mapping[str, tuple[str, ...]]] = {"rows": ("evaluate",)}
+    refers: ClassVar[Mapping[str, tuple[str, ...]]] = {"before": LOGGED}
+    lists: ClassVar[Mapping[str, tuple[str, ...]]] = {"rows": LOGGED}
 
     do: Literal["table"]
     before: str
-    """Id of the evaluate step that measured the model before any change."""
+    """Id of the evaluate or attack step that measured the model before any change."""
     rows: dict[str, Annotated[tuple[str, ...], BeforeValidator(as_list), Field(min_length=1)]] = Field(min_length=2)
-    """By label, the evaluate step of each seed: a list of ids, ``after-{seed}`` for all seeds, or one id."""
+    """By label, the evaluate or attack step of each seed: a list of ids, ``after-{seed}`` for all seeds, or one id."""
     reference: str
     """Label of the row that the others are compared with, e.g. ``plain``."""
     title: str = ""
@@ -186,7 +190,8 @@ Step = Annotated[
     | MergeStep
     | RepairStep
     | FrontStep
-    | RetentionStep,
+    | RetentionStep
+    | AttackStep,
     Field(discriminator="do"),
 ]
 
@@ -209,9 +214,6 @@ class Recipe(Config):
     changes it everywhere. Gone once put in."""
     model: Model | None = None
     """The model of every step that does not name one."""
-    budget: Size | None = None
-    """Memory that no step may need more of, e.g. ``6GB``: ``check`` compares its estimate, ``--dry-run`` the measured
-    peak."""
     steps: dict[str, Step] = Field(min_length=1)
     """Steps by id, in the order in which they run."""
 
@@ -301,10 +303,14 @@ def quickened(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 QUICK_ROWS = 50
+QUICK_CASES = 5
+"""Of an attack, for each family."""
 QUICK_FRACTION = 10
 
 
 def _general_cap(step: Mapping[str, Any]) -> dict[str, Any]:
+    if step["do"] == "attack":
+        return {"limit": min(step.get("limit") or QUICK_CASES, QUICK_CASES), "probes": QUICK_ROWS}
     if step["do"] == "evaluate":
         return {"limit": min(step.get("limit") or QUICK_ROWS, QUICK_ROWS)}
     if step["do"] == "causal":

@@ -12,7 +12,7 @@ from holdfast.core.errors import did_you_mean
 MARK = "{seed}"
 BEFORE = "before"
 """Label of a table's row for the model before any change."""
-SAME_PROMPTS = frozenset({"evaluate"})
+SAME_PROMPTS = frozenset({"evaluate", "attack"})
 """Kinds of step that keep the recipe's seed: it draws the prompts, and every seed must be asked the same ones."""
 
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast.core.results import Sample
-from holdfast.evaluation.tasks import TASKS
-from holdfast.recipes import adapting, causal, fitting, front, merging, repairing, retention, rotation, table
+from holdfast.recipes import (
+    adapting,
+    attacking,
+    causal,
+    fitting,
+    front,
+    merging,
+    repairing,
+    retention,
+    rotation,
+    table,
+    verifying,
+)
 from holdfast.recipes.context import LOG_FILE, Context, Outcome, artifact, name_of, resolve_model
 from holdfast.recipes.schema import CompareStep, EvaluateStep
-
-HARMFUL_CHARACTERS, SHOWN_CHARACTERS = 60, 600
-"""How much of a harmful prompt, and of any other text, a report may show."""
+from holdfast.recipes.shown import shown
 
 
 def _evaluate(context: Context) -> Outcome:
@@ -37,26 +45,11 @@ def _evaluate(context: Context) -> Outcome:
     return Outcome(
         metrics=result.metrics,
         artifacts=(artifact(context, log),),
-        samples=tuple(_shown(sample) for sample in result.samples),
+        samples=tuple(shown(sample) for sample in result.samples),
         notes=loaded.notes,
         model_name=name_of(context, loaded),
         peak_bytes=peak_bytes(),
     )
-
-
-def _shown(sample: Sample) -> Sample:
-    """A sample as a report may print it: the prompt of a harmful request only as far as its topic."""
-    harmful = sample.task in TASKS and TASKS[sample.task].kind in {"harmful", "labelled"}
-    return sample.model_copy(
-        update={
-            "prompt": _cut(sample.prompt, HARMFUL_CHARACTERS if harmful else SHOWN_CHARACTERS),
-            "output": _cut(sample.output, SHOWN_CHARACTERS),
-        }
-    )
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _compare(context: Context) -> Outcome:
@@ -82,6 +75,8 @@ EXECUTORS: dict[str, Callable[[Context], Outcome]] = {
     "front": front.compare,
     "retention": retention.measure,
     "repair": repairing.repair,
+    "attack": attacking.attack,
+    "verify": verifying.verify,
 }
 """How each kind of step runs, by the word that ``do`` has for it."""
 SHARED = frozenset({"train"})

@@ -36,7 +36,7 @@ def _found(steps: Sequence[StepRecord]) -> str:
             return _retained(step)
         if step.do == "compare":
             return _compared(by_id[step.config["before"]], by_id[step.config["after"]], by_id)
-    measured = [step for step in steps if step.do == "evaluate"]
+    measured = [step for step in steps if step.do in {"evaluate", "attack"}]
     if measured:
         return _measured(measured[-1])
     return _trained(steps[-1]) if steps else ""
