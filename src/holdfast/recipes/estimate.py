@@ -12,9 +12,12 @@ from holdfast.evaluation.tasks import TaskConfig
 from holdfast.recipes import planning
 from holdfast.recipes.adapter_shapes import stored_shapes
 from holdfast.recipes.adapter_step import AdapterStep
+from holdfast.recipes.attack_needs import attack_rows
+from holdfast.recipes.attack_step import AttackStep
 from holdfast.recipes.causal_needs import plan_needs, training_needs
 from holdfast.recipes.causal_step import CausalStep
 from holdfast.recipes.checks import Checks, count_rows
+from holdfast.recipes.fields import bytes_of
 from holdfast.recipes.merge_needs import VALIDATION, merge_needs, repair_needs
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.planning import FLOAT_BYTES
@@ -117,7 +120,8 @@ def estimate(recipe: Recipe, file: str) -> Needs:
     checks = Checks(recipe)
     steps = [_needs(checks, step_id) for step_id in recipe.steps]
     if recipe.budget is not None:
-        checks.problems += [_over(step, recipe.budget) for step in steps if step and step.memory_bytes > recipe.budget]
+        budget = bytes_of(recipe.budget)
+        checks.problems += [_over(step, budget) for step in steps if step and step.memory_bytes > budget]
     if checks.problems:
         raise report(file, _once(checks.problems))
     return Needs(recipe.name, tuple(step for step in steps if step is not None))
@@ -304,6 +308,16 @@ def _evaluate_needs(checks: Checks, step_id: str, step: EvaluateStep) -> StepNee
     return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, log)
 
 
+def _attack_needs(checks: Checks, step_id: str, step: AttackStep) -> StepNeeds | None:
+    model, _ = checks.model(step_id)
+    rows = attack_rows(checks, step_id, step)
+    if model is None:
+        return None
+    log = LOG_BYTES * sum(n or 0 for n in rows.values())
+    memory = RUNTIME_BYTES + model.weight_bytes + _cache_bytes(model, step.batch_size)
+    return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, log)
+
+
 def _verify_needs(checks: Checks, step_id: str, step: VerifyStep) -> StepNeeds | None:
     model, _ = checks.model(step_id)
     before = model if step.against is None else checks.model(step_id, step.against)[0]
@@ -329,6 +343,7 @@ def _task_rows(task: TaskConfig, step: EvaluateStep) -> int | None:
 NEEDS: Mapping[type, Callable[[Checks, str, Any], StepNeeds | None]] = {
     TrainStep: _train_needs,
     EvaluateStep: _evaluate_needs,
+    AttackStep: _attack_needs,
     VerifyStep: _verify_needs,
     BasisStep: _basis_needs,
     ImportanceStep: _importance_needs,

@@ -16,7 +16,7 @@ from holdfast.models.config import ModelConfig
 from holdfast.recipes.adapter_step import AdapterStep
 from holdfast.recipes.attack_step import AttackStep
 from holdfast.recipes.causal_step import CausalStep
-from holdfast.recipes.fields import MODELS, Model, NamedTask, Source, Suites, as_source
+from holdfast.recipes.fields import MODELS, Model, NamedTask, Size, Source, Suites, as_source
 from holdfast.recipes.holds import hold_problems
 from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.merges import merge_problems
@@ -27,6 +27,7 @@ from holdfast.recipes.retention_step import RetentionStep
 from holdfast.recipes.seeds import expand_seeds, row_problems, with_seed
 from holdfast.recipes.train_step import TrainStep
 from holdfast.recipes.values import fill_values
+from holdfast.recipes.verify_step import VerifyStep
 
 LOGGED = ("evaluate", "attack")
 """Kinds of step that leave a log of answers."""
@@ -191,7 +192,8 @@ Step = Annotated[
     | RepairStep
     | FrontStep
     | RetentionStep
-    | AttackStep,
+    | AttackStep
+    | VerifyStep,
     Field(discriminator="do"),
 ]
 
@@ -214,6 +216,9 @@ class Recipe(Config):
     changes it everywhere. Gone once put in."""
     model: Model | None = None
     """The model of every step that does not name one."""
+    budget: Size | None = None
+    """Memory that no step may need more of, e.g. ``6GB``: ``check`` compares its estimate, ``--dry-run`` the measured
+    peak."""
     steps: dict[str, Step] = Field(min_length=1)
     """Steps by id, in the order in which they run."""
 
@@ -315,6 +320,8 @@ def _general_cap(step: Mapping[str, Any]) -> dict[str, Any]:
         return {"limit": min(step.get("limit") or QUICK_ROWS, QUICK_ROWS)}
     if step["do"] == "causal":
         return {key: [_capped(source) for source in step[key]] for key in ("cases", "validation") if step.get(key)}
+    if step["do"] == "verify":
+        return {"rows": min(step.get("rows") or QUICK_ROWS, QUICK_ROWS), "bound": None}
     if step["do"] != "train":
         return {}
     listed = ("data", "validation", "safety")
