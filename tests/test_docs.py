@@ -47,7 +47,9 @@ def test_commands_and_options_exist(page: Path) -> None:
         if words[1].startswith("-"):
             continue
         assert words[1] in known, words
-        options = {name for parameter in known[words[1]].params for name in parameter.opts} | {"--help", "--debug"}
+        inner = getattr(known[words[1]], "commands", {})
+        command = inner.get(words[2], known[words[1]]) if len(words) > 2 else known[words[1]]
+        options = {name for parameter in command.params for name in parameter.opts} | {"--help", "--debug"}
         used = {word.partition("=")[0] for word in words[2:] if word.startswith("-")}
         assert used <= options, words
 

@@ -6,6 +6,7 @@ EVALUATE = {"do": "evaluate", "tasks": ["lab/arithmetic"], "limit": 4}
 BASIS = {"do": "basis", "data": ["lab/harmful"]}
 IMPORTANCE = {"do": "importance", "of": "basis"}
 MASK = {"do": "mask", "of": "scores"}
+CAUSAL = {"do": "causal", "cases": ["lab/injection"]}
 TABLE = {"do": "table", "before": "before", "rows": {"p": "first", "q": "second"}, "reference": "p"}
 LORA_TRAIN = {**TRAIN, "params": "lora"}
 PAIR = ["lora1", "lora2"]
@@ -15,6 +16,7 @@ SELECT = {"weights": [0.5, 2.0], "safety": ["lab/harmful"], "utility": ["lab/tex
 REPAIR = {"do": "repair", "adapter": "lora1", "utility": ["lab/textops"], "safety": ["lab/harmful"]}
 ADAPTER = {"do": "adapter", "source": "org/adapter"}
 ATTACK = {"do": "attack", "cases": ["lab/injection"], "limit": 2}
+VERIFY = {"do": "verify", "cases": ["lab/injection"]}
 RETENTION = {"do": "retention", "alone": {"p": "first"}, "rows": {"sst": ["second", "third"]}}
 FRONT = {"do": "front", "rows": {"p": "merged1", "q": "merged2"}, "reference": "p"}
 PLAIN = {
@@ -23,6 +25,7 @@ PLAIN = {
     "basis": BASIS,
     "importance": IMPORTANCE,
     "mask": MASK,
+    "causal": CAUSAL,
     "table": TABLE,
     "adapter": ADAPTER,
     "merge": MERGE,
@@ -30,12 +33,14 @@ PLAIN = {
     "front": FRONT,
     "retention": RETENTION,
     "attack": ATTACK,
+    "verify": VERIFY,
 }
 EARLIER = {
     "basis": BASIS,
     "other": {**BASIS, "samples": 2},
     "scores": {"do": "importance", "of": "basis", "importance": "abs", "task": ["lab/textops"]},
     "mask": MASK,
+    "steady": CAUSAL,
     "before": EVALUATE,
     "first": EVALUATE,
     "second": EVALUATE,
@@ -85,6 +90,8 @@ KEYS: dict[str, dict[str, dict]] = {
         "validation": HELD_OUT,
         "tokenizer": {"model": {**NEW, "tokenizer": "trained"}, "tokenizer": {"vocab_size": 300}},
         "constraint": {"constraint": "mask"},
+        "objective": {"objective": "steady"},
+        "best_by": {"evaluate_every": 2, "keep": "best", "best_by": {"cases": ["lab/injection"]}},
         "baseline": {"baseline": {"name": "constrained_sft"}},
         "safety": REPLAY,
         "unaligned": ASFT,
@@ -121,6 +128,26 @@ KEYS: dict[str, dict[str, dict]] = {
         "spare": {"spare": "task"},
         "seed": {"seed": 9},
         "of": {"of": "energies"},
+    },
+    "causal": {
+        "layers": {"layers": ["q_proj"]},
+        "tokens": {"tokens": "prompt"},
+        "lambda_task": {"lambda_task": 2.0},
+        "lambda_causal": {"lambda_causal": 2.0},
+        "lambda_spurious": {"lambda_spurious": 2.0},
+        "lambda_preference": {"lambda_preference": 2.0},
+        "gradient": {"gradient": "both"},
+        "temperature": {"temperature": 0.1},
+        "partners": {"partners": 2},
+        "guard": {"guard": 0.5},
+        "twin": {"twin": True},
+        "beta": {"lambda_preference": 2.0, "beta": 0.2},
+        "samples": {"samples": 9},
+        "seed": {"seed": 9},
+        "model": {"model": "org/other"},
+        "cases": {"cases": [{"source": "lab/injection", "seed": 2}]},
+        "validation": {"validation": [{"source": "lab/injection", "split": "validation"}]},
+        "force": {"force": True},
     },
     "table": {
         "before": {"before": "third"},
@@ -205,6 +232,16 @@ KEYS: dict[str, dict[str, dict]] = {
         "batch_size": {"batch_size": 3},
         "seed": {"seed": 9},
         "model": {"model": "org/other"},
+        "cases": {"cases": [{"source": "lab/injection", "seed": 2}]},
+    },
+    "verify": {
+        "layers": {"layers": ["q_proj"]},
+        "rows": {"rows": 7},
+        "draws": {"draws": 1999},
+        "bound": {"bound": 0.1},
+        "seed": {"seed": 9},
+        "model": {"model": "org/other"},
+        "against": {"against": "org/base"},
         "cases": {"cases": [{"source": "lab/injection", "seed": 2}]},
     },
     "retention": {
