@@ -15,6 +15,7 @@ from holdfast.core.results import StepRecord
 from holdfast.recipes import fitting, processes
 from holdfast.recipes.context import Context
 from holdfast.recipes.failures import stopped
+from holdfast.recipes.fields import bytes_of
 from holdfast.recipes.schema import Recipe
 from holdfast.recipes.steps import EXECUTORS
 from holdfast.recipes.train_step import TrainStep
@@ -129,7 +130,8 @@ def _tried(context: Context) -> Tried:
     again = replace(context, resume=True)
     reloads = _weights(fitting.run(again, fitting.prepare(again), probed).folder) == saved
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
-    return Tried(context.step_id, result.peak_bytes, context.recipe.budget, losses[0], losses[-1], reloads)
+    budget = context.recipe.budget and bytes_of(context.recipe.budget)
+    return Tried(context.step_id, result.peak_bytes, budget or None, losses[0], losses[-1], reloads)
 
 
 def _weights(folder: Path) -> dict[str, str]:

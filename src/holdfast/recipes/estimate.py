@@ -260,7 +260,7 @@ def _train_needs(checks: Checks, step_id: str, step: TrainStep) -> StepNeeds | N
         checks.model(step_id, step.unaligned)
     rows = checks.rows(step_id, (*step.data, *step.validation, *step.safety))
     if step.best_by is not None:
-        rows |= checks.cases(step_id, step.best_by.cases)[0]
+        rows |= {f"best_by {name}": n for name, n in checks.cases(step_id, step.best_by.cases)[0].items()}
     checks.training(step_id, step, model)
     for sources in (step.data, step.validation, step.safety):
         checks.lengths(step_id, step, chat, checks.answers(step_id, sources) or ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator
 
 from holdfast.core.errors import did_you_mean
 from holdfast.data.sources import SourceConfig
@@ -51,19 +51,22 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(MB|GB|TB)")
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-def _bytes(value: Any) -> Any:
-    """A size with its unit in bytes.
+def bytes_of(size: str) -> int:
+    """A size with its unit, in bytes.
 
-    >>> _bytes("6GB"), _bytes("5.5 GB"), _bytes(6000)
-    (6000000000, 5500000000, 6000)
+    >>> bytes_of("6GB"), bytes_of("5.5 GB")
+    (6000000000, 5500000000)
     """
-    if not isinstance(value, str):
-        return value
-    found = _SIZE.fullmatch(value.strip())
+    found = _SIZE.fullmatch(size.strip())
     if found is None:
-        raise ValueError(f"should be a size with its unit, e.g. 6GB (got {value!r})")
+        raise ValueError(f"should be a size with its unit, e.g. 6GB (got {size!r})")
     return round(float(found[1]) * _UNITS[found[2]])
 
 
-Size = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
-"""A size in MB, GB or TB."""
+def _known_size(value: str) -> str:
+    bytes_of(value)
+    return value
+
+
+Size = Annotated[str, AfterValidator(_known_size)]
+"""A size in MB, GB or TB, e.g. ``6GB``."""
