@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from holdfast.methods.causal.verify_config import VerifyConfig
 
 SAYS = {True: "holds", False: "FAILS", None: "abstains"}
-LONGEST = 110
+LONGEST = 80
 """Letters of a reason on the terminal; ``-o`` has all of it."""
 MEASURED = {
     "causal/attack_success": "attack success",

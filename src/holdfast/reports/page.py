@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from holdfast.reports import (
+    causal_verify_figures,
+    causal_verify_text,
     figures,
     merging_figures,
     merging_text,
@@ -56,6 +58,8 @@ def to_html(view: View) -> str:
         keep_trailing_newline=True,
     )
     environment.globals["figures"] = figures
+    environment.globals["causal_verify_figures"] = causal_verify_figures
+    environment.globals["causal_verify_text"] = causal_verify_text
     environment.globals["merging_figures"] = merging_figures
     environment.globals["merging_text"] = merging_text
     environment.globals["rotation_figures"] = rotation_figures

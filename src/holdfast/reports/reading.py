@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from holdfast.core.results import Metric, RunRecord, StepRecord, Verdict
+from holdfast.reports.causal_verify_panel import causal_verify_panel
 from holdfast.reports.merging_panel import merging_panel
 from holdfast.reports.names import DASH, duration, plain, size
 from holdfast.reports.panels import figure_of, panels
@@ -27,6 +28,7 @@ def read_run(run: RunRecord) -> View:
         problems=_problems(run),
         tables=tables,
         panels=panels(run.steps),
+        verified=causal_verify_panel(run.steps),
         merging=merging_panel(run.steps, tables),
         rotation=rotation_panel(run.steps),
         trainings=tuple(training for step in run.steps if (training := _training(step))),

@@ -27,7 +27,14 @@ UNCLEAR = ("invalid", "unknown")
 
 
 def graph(
-    asked: Sequence[Asked], R_nd: Tensor, outcomes: Sequence[str], groups: Sequence[str], seed: int, *, hardened: bool
+    asked: Sequence[Asked],
+    R_nd: Tensor,
+    outcomes: Sequence[str],
+    groups: Sequence[str],
+    seed: int,
+    *,
+    hardened: bool,
+    draws: int = 200,
 ) -> tuple[list[Metric], list[Verdict]]:
     """Discover the graph of one model and hold it against the expected one.
 
@@ -35,6 +42,7 @@ def graph(
         asked: The crossed rows, with their representations ``(n, i)`` and outcomes.
         groups: Of each row: that of its case.
         hardened: Whether the injected instruction is expected to speak to nothing.
+        draws: Resamples.
     Returns:
         ``causal/graph/found``, ``/resampled`` and ``/expected`` by edge, each with the share of the resamples that have
         it; match and distance; the verdicts. With fewer than 20 groups, one verdict that abstains.
@@ -55,7 +63,7 @@ def graph(
         "R": labels.tolist(),
         "O": ["other" if outcome in UNCLEAR else outcome for outcome in outcomes],
     }
-    found = discover(table, groups, seed=seed)
+    found = discover(table, groups, draws=draws, seed=seed)
     verdicts = [graph_verdict(found, wanted).model_copy(update={"name": NAME})]
     if hardened:
         verdicts += [
