@@ -19,6 +19,7 @@ from holdfast.evaluation.attacks.config import GcgConfig
 from holdfast.evaluation.judges.config import ChatJudge, ClassifierJudge
 from holdfast.evaluation.tasks import TaskConfig
 from holdfast.models.config import ModelConfig
+from holdfast.recipes.best_by import BestBy
 from holdfast.recipes.merge_step import AdapterRows, Select
 from holdfast.recipes.repair_step import Dialled
 from holdfast.recipes.schema import STEP_TYPES, Recipe
@@ -35,6 +36,7 @@ TABLES: dict[str, type[Config]] = {
     "task": TaskConfig,
     "lora": LoraConfig,
     "tokenizer": NewTokenizer,
+    "best_by": BestBy,
     "adapters": AdapterRows,
     "select": Select,
     "dial": Dialled,

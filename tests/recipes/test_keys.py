@@ -7,6 +7,7 @@ import pytest
 from tests.recipes.keys import (
     ASFT,
     BASIS,
+    CAUSAL,
     EARLIER,
     EVALUATE,
     IMPORTANCE,
@@ -25,14 +26,17 @@ from tests.recipes.keys import (
 
 from holdfast.data.sources import SourceConfig
 from holdfast.evaluation.tasks import TaskConfig
+from holdfast.methods.causal.config import CausalConfig
 from holdfast.methods.merging.config import MergingConfig
 from holdfast.methods.rotation.baselines.config import Replay
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.context import Context
 from holdfast.recipes.fingerprint import step_fingerprint
+from holdfast.recipes.rows import Rows
 from holdfast.recipes.schema import STEP_TYPES, CompareStep, parse_recipe
 from holdfast.recipes.steps import EXECUTORS
+from holdfast.training.best import BY_LOSS
 from holdfast.training.config import LoraConfig, TrainConfig
 
 CASES = [(do, key) for do, keys in KEYS.items() for key in keys]
@@ -123,6 +127,14 @@ def reached(monkeypatch, tmp_path):
             monkeypatch.setattr(f"holdfast.methods.rotation.store.{load}", loaded_from(seen))
         monkeypatch.setattr("holdfast.methods.rotation.apply.apply", lambda loaded, plan: plan)
         monkeypatch.setattr("holdfast.methods.rotation.baselines.run", called("baseline"))
+        monkeypatch.setattr("holdfast.recipes.causal.read", lambda sources: [s.split or s.seed for s in sources])
+        monkeypatch.setattr("holdfast.recipes.causal.audited", lambda *_: SimpleNamespace(refused=()))
+        monkeypatch.setattr("holdfast.methods.causal.plan.plan", called("causal"))
+        monkeypatch.setattr(
+            "holdfast.recipes.objectives.MAKERS",
+            {"causal": lambda context, name, *_: ((name, context.recipe.steps["a"].loss_over), Rows())},
+        )
+        monkeypatch.setattr("holdfast.recipes.best_by.rule", lambda config, cases: (config, cases))
         context = Context(parsed, "a", tmp_path, {}, False, lambda *_: None)
         with pytest.raises(ReachedError):
             EXECUTORS[parsed.steps["a"].do](context)
@@ -212,6 +224,30 @@ def test_a_constraint_reaches_the_loop(reached):
     assert seen.loads == ["mask"]
     assert seen.train[-1]["constraint"] is not None
     assert reached(recipe(TRAIN)).train[-1]["constraint"] is None
+
+
+def test_every_key_of_a_causal_plan_reaches_it(reached):
+    step = all_of("causal")
+    seen = reached(recipe(CAUSAL, **step))
+    (config, _, cases, validation), _ = seen.causal
+    assert config == CausalConfig(**{key: step[key] for key in CausalConfig.model_fields})
+    assert seen.models == [ModelConfig(source="org/other")]
+    assert (cases, validation) == ([2], ["validation"])
+
+
+def test_an_objective_and_its_factor_reach_the_loop(reached):
+    seen = reached(recipe(TRAIN, objective="steady", loss_over="rows"))
+    assert seen.train[-1]["objective"] == ("steady", "rows")
+    half = reached(recipe(TRAIN, objective={"steady": 0.5})).train[-1]["objective"]
+    assert (half.factor, half.of) == (0.5, ("steady", "tokens"))
+    assert reached(recipe(TRAIN)).train[-1]["objective"] is None
+
+
+def test_what_is_best_reaches_the_loop(reached):
+    keys = {"cases": [{"source": "lab/injection", "seed": 4}], "within": 0.1, "batch_size": 3}
+    parsed = recipe(TRAIN, evaluate_every=2, keep="best", best_by=keys)
+    assert reached(parsed).train[-1]["best"] == (parsed.steps["a"].best_by, [4])
+    assert reached(recipe(TRAIN)).train[-1]["best"] is BY_LOSS
 
 
 def test_a_baseline_with_what_it_reads_reaches_its_own_door(reached):
