@@ -8,7 +8,9 @@ from typing import Any
 from peft import PeftModel
 from tests.methods.causal.made_cases import cases as injections
 from tests.methods.merging.expert_plans import experts
+from tests.methods.token_weighting.weighted_cases import column_of
 from tests.training.helpers import config, examples
+from tests.zoo import tiny
 from torch import nn
 
 from holdfast.core.config import Config
@@ -25,6 +27,10 @@ from holdfast.methods.merging.plan import MergePlan
 from holdfast.methods.rotation.config import RotationConfig
 from holdfast.methods.rotation.plan import RotationPlan
 from holdfast.methods.rotation.store import load_plan, save_plan
+from holdfast.methods.token_weighting import store as token_store
+from holdfast.methods.token_weighting.config import TokenWeightingConfig
+from holdfast.methods.token_weighting.objective import WeightedObjective
+from holdfast.methods.token_weighting.plan import TokenWeightingPlan
 from holdfast.models.load import LoadedModel
 from holdfast.training.constraint import Shadows
 from holdfast.training.loop import train
@@ -50,6 +56,10 @@ class Case:
     """Put to use what ``apply`` gave, for a step or two: the model after."""
     whole: bool = False
     """Whether the parts of a fused module are planned together, under its own name."""
+    sources: Callable[[Any, LoadedModel], Mapping[str, Any]] = lambda *_: {}
+    """What planning needs beside rows, by keyword; of the configuration and the model."""
+    layered: bool = True
+    """Whether a plan is of chosen layers; otherwise it is of rows alone."""
 
     def layers(self, loaded: LoadedModel, wanted: Sequence[str]) -> tuple[str, ...]:
         """The wanted layers under the names that a plan of this model has for them."""
@@ -146,6 +156,41 @@ def _causal_work(loaded: LoadedModel, objective: CausalObjective, out: Path) -> 
     return merged
 
 
+def _token_sources(settings: TokenWeightingConfig, loaded: LoadedModel) -> dict[str, Any]:
+    """What the scorer needs: other random models of the family, or weights that differ from token to token."""
+    family = loaded.name.removeprefix("tiny-")
+    if settings.base == "column":
+        return {"column": column_of(loaded, examples(8))}
+    wanted = {"rho1": ("reference",), "contrast": ("degraded", "utility")}.get(settings.base, ())
+    return {"references": {name: tiny(family, seed) for seed, name in enumerate(wanted, start=1)}}
+
+
+def _token_content(made: TokenWeightingPlan) -> dict[str, Any]:
+    """All of it."""
+    tensors = {"values": made.values_n, "ends": made.ends}
+    return tensors | {"keys": made.keys, "statistics": made.statistics, "config": made.config, "origin": made.origin}
+
+
+def _token_begin(model: nn.Module, objective: WeightedObjective) -> None:
+    """The loss of the planned rows is computed, and no step made."""
+    loaded = tiny(model.config.model_type.removesuffix("_text"))  # type: ignore[union-attr, operator]
+    batch = collate([loaded.chat.training(row) for row in examples(8)], loaded.chat.pad_id)
+    model.train()
+    objective.begin(0, 1)
+    terms = objective(model, batch)
+    sum(term.sum / term.weight for term in terms.values()).backward()  # type: ignore[union-attr]
+
+
+def _token_work(loaded: LoadedModel, objective: WeightedObjective, out: Path) -> nn.Module:
+    """Two steps of an adapter on the layers of the contract: the objective itself chooses none."""
+    layers = LayerMap.of(loaded.model).select(("q_proj", "layers.1.down_proj"))
+    lora = {"targets": [layer.path for layer in layers]}
+    settings = config(steps=2, batch_size=4, learning_rate=0.01, params="lora", lora=lora)
+    result = train(loaded, examples(8), settings, out=out, objective=objective)
+    merged: nn.Module = result.model.model.merge_and_unload()
+    return merged
+
+
 CASES: dict[str, Case] = {
     "rotation": Case(
         settings=lambda **keys: RotationConfig(**({"frozen_share": 0.25} | keys)),
@@ -193,6 +238,25 @@ CASES: dict[str, Case] = {
         content=_causal_content,
         begin=_causal_begin,
         work=_causal_work,
+    ),
+    "token_weighting": Case(
+        settings=lambda layers, **keys: TokenWeightingConfig(**keys),
+        variants={
+            "excess": {},
+            "contrast": {"scorer": "contrast", "soft": 1.0},
+            "dataset": {"scope": "dataset", "keep": 0.5},
+            "column": {"scorer": "column", "clip": (0.0, 2.0)},
+            "heads": {"scorer": "entropy", "horizon": 3, "heads": "medusa", "warmup": 0.0, "ramp": 0.0},
+            "shuffled": {"scorer": "shuffled", "seed": 3},
+        },
+        rows=lambda _: examples(8),
+        save=token_store.save_plan,
+        load=token_store.load_plan,
+        content=_token_content,
+        begin=_token_begin,
+        work=_token_work,
+        sources=_token_sources,
+        layered=False,
     ),
 }
 """By the name of the method."""

@@ -18,12 +18,14 @@ LAYERS = ("q_proj", "layers.1.down_proj")
 KINDS = [(name, variant) for name in METHODS for variant in CASES[name].variants]
 each_kind = pytest.mark.parametrize(("name", "variant"), KINDS)
 each_method = pytest.mark.parametrize("name", list(METHODS))
+each_layered = pytest.mark.parametrize("name", [name for name in METHODS if CASES[name].layered])
 
 
 def made(name: str, variant: str | None = None, family: str = "llama", layers: tuple[str, ...] = LAYERS) -> Any:
     case, loaded = CASES[name], tiny(family)
     keys = case.variants[variant or next(iter(case.variants))]
-    return METHODS[name].plan(case.settings(layers=layers, **keys), loaded, case.rows(loaded))
+    settings = case.settings(layers=layers, **keys)
+    return METHODS[name].plan(settings, loaded, case.rows(loaded), **case.sources(settings, loaded))
 
 
 def assert_same_content(case: Case, a: Any, b: Any) -> None:
@@ -49,7 +51,7 @@ def test_the_same_seed_gives_the_same_plan_and_leaves_the_model_alone(name: str,
     case, loaded = CASES[name], tiny("llama")
     before = state_of(loaded.model)
     settings = case.settings(layers=LAYERS, **case.variants[variant])
-    first = METHODS[name].plan(settings, loaded, case.rows(loaded))
+    first = METHODS[name].plan(settings, loaded, case.rows(loaded), **case.sources(settings, loaded))
     assert_same_state(loaded.model, before)
     torch.manual_seed(99)  # what was drawn elsewhere must not matter
     assert_same_content(case, first, made(name, variant))
@@ -91,10 +93,10 @@ def test_every_family_is_planned_and_held_by_the_names_of_its_layers(name: str, 
     case.begin(loaded.model, METHODS[name].apply(loaded, plan))
     assert all(torch.equal(weight, before[key]) for key, weight in weights(loaded.model).items())
     named = {word for key in case.content(plan) for word in key.split("/")}
-    assert set(layers) <= named
+    assert set(layers) <= named or not case.layered
 
 
-@each_method
+@each_layered
 def test_an_unknown_layer_names_the_known_ones(name: str) -> None:
     with pytest.raises(LayerError, match=r"no layer matches 'qproj'.*Did you mean 'q_proj'\?.*Known: .*down_proj"):
         made(name, layers=("qproj",))

@@ -330,7 +330,7 @@ class _Run:
                 if not full and self.loaded.weights:
                     record_base(fresh, self.loaded.source, self.loaded.weights)
             self._save_held()
-            self.objective.save(self.out)
+            self.objective.save(self.bare, folder)
         self.accelerator.wait_for_everyone()
         fingerprint = hashlib.sha256(f"{self.fingerprint}/{done}".encode()).hexdigest()
         weights = weights_of(folder) if full and self.main else ""

@@ -53,8 +53,8 @@ class Objective(Protocol):
         """What to log about the step beside its terms; see `Composable.figures`."""
         ...
 
-    def save(self, out: Path) -> None:
-        """Called once the model is saved under ``out``, on the first process."""
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Called once ``model`` is saved in ``folder``, on the first process."""
         ...
 
 
@@ -83,8 +83,8 @@ class Composable:
         """
         return {}
 
-    def save(self, out: Path) -> None:
-        """Called once the model is saved under ``out``, on the first process: the place to keep `modules`."""
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Called once ``model`` is saved in ``folder``, on the first process: the place to keep `modules`."""
 
     def __add__(self, other: Objective) -> Sum:
         return Sum(self, other)  # type: ignore[arg-type]
@@ -127,10 +127,10 @@ class Sum(Composable):
         """Those of both."""
         return self._merge(self.left.figures(), self.right.figures(), "figure")
 
-    def save(self, out: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> None:
         """Tell both."""
-        self.left.save(out)
-        self.right.save(out)
+        self.left.save(model, folder)
+        self.right.save(model, folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +160,9 @@ class Scaled(Composable):
         """The same, unscaled."""
         return self.of.figures()
 
-    def save(self, out: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> None:
         """Tell it."""
-        self.of.save(out)
+        self.of.save(model, folder)
 
 
 @contextmanager
