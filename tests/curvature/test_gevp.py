@@ -11,7 +11,7 @@ from tests.close import assert_close
 from torch import Tensor
 
 from holdfast.core.errors import NumericsError
-from holdfast.curvature.gevp import gevp
+from holdfast.curvature.gevp import gevp, ratios, solve_damped, solve_sampled
 
 D = 24
 
@@ -68,6 +68,26 @@ def test_values_and_vectors_equal_those_of_scipy(n_a: int, n_b: int) -> None:
     few = 3
     turn_kk = V_dk[:, ::-1][:, :few].T @ damped(B_dd, found.eps).numpy() @ found.vectors_dk[:, :few].numpy()
     assert_close(torch.as_tensor(turn_kk).abs(), torch.eye(few), "float64")
+
+
+@pytest.mark.parametrize("n", [1, 7, D, 200])
+def test_directions_of_samples_are_those_of_their_second_moment(n: int) -> None:
+    """As many as there are samples; without directions all values are there."""
+    X_nd, B_dd, like = torch.randn(n, D, generator=dice(3), dtype=torch.float64), fisher(9), {"damping": 0.1, "unit": 1}
+    whole, found = solve_damped(X_nd.T @ X_nd, B_dd, **like), solve_sampled(X_nd, B_dd, **like)
+    k = min(n, D)
+    assert found.vectors_dk.shape == (D, k)
+    assert_close(found.values_k, whole.values_k[:k], "float64")
+    assert_close(found.vectors_dk, whole.vectors_dk[:, :k], "float32")
+    assert_close(found.vectors_dk.T @ damped(B_dd, found.eps) @ found.vectors_dk, torch.eye(k), "float64")
+    assert_close(ratios(X_nd, B_dd, **like), whole.values_k, "float64")
+
+
+def test_directions_in_which_no_sample_has_a_gradient_are_left_out() -> None:
+    X_nd = torch.randn(2, D, generator=dice(3), dtype=torch.float64)
+    twice = solve_sampled(torch.cat([X_nd, X_nd]), fisher(9), damping=0.1, unit=1)
+    assert_close(twice.values_k, 2 * solve_sampled(X_nd, fisher(9), damping=0.1, unit=1).values_k, "float64")
+    assert solve_sampled(0 * X_nd, fisher(9), damping=0.1, unit=1).vectors_dk.shape == (D, 0)
 
 
 def test_change_of_coordinates_keeps_values_and_maps_vectors_by_its_inverse() -> None:

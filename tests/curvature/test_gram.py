@@ -10,6 +10,7 @@ from holdfast.core.errors import ConfigError, NumericsError
 from holdfast.curvature.gevp import gevp
 from holdfast.curvature.gram import (
     Outside,
+    coordinates,
     gram_gevp,
     gram_oblique,
     gram_solve,
@@ -106,6 +107,25 @@ def test_directions_solve_the_equation_of_the_dense_matrices(G_sd: Tensor, G_ud:
     assert_close(V_dk.T @ B_dd @ V_dk, torch.eye(V_dk.shape[1]), "float64")
     assert_close(fisher(G_sd) @ V_dk, B_dd @ V_dk * found.values_k, "float64")
     assert_close(G_nd.T @ found.dual_nk, B_dd @ V_dk, "float64")
+
+
+@each_case
+def test_coordinates_are_the_same_by_the_products_of_rows_and_of_columns(G_sd: Tensor, G_ud: Tensor) -> None:
+    G_nd = torch.cat([G_sd, G_ud])
+    wide_nd = torch.cat([G_nd, torch.zeros(len(G_nd), 5 * len(G_nd)).double()], 1)
+    for given in (G_nd, wide_nd):
+        R_nr = coordinates(given)
+        assert R_nr.shape == (len(G_nd), int(torch.linalg.matrix_rank(G_nd)))
+        assert_close(R_nr @ R_nr.T, G_nd @ G_nd.T, "float64")
+        sizes_r = R_nr.square().sum(0)
+        assert_close(R_nr.T @ R_nr, sizes_r.diag(), "float64")
+        assert (sizes_r[:-1] >= sizes_r[1:]).all()
+
+
+@pytest.mark.parametrize("n", [3, 30])
+def test_there_are_no_coordinates_of_samples_without_gradients(n: int) -> None:
+    with pytest.raises(NumericsError, match="Do: give"):
+        coordinates(torch.zeros(n, 10))
 
 
 @pytest.mark.parametrize("d", [400, pytest.param(1500, marks=pytest.mark.slow)])

@@ -86,10 +86,59 @@ def solve_damped(
     return Directions(values_k.flip(-1), vectors_dk * signs(vectors_dk), damping * unit)
 
 
+def solve_sampled(
+    X_nd: Tensor, B_dd: Tensor, *, damping: float, unit: float, noise: float = _DOUBLE, name: str = "B"
+) -> Directions:
+    """`solve_damped` with ``A = X^T X``: all directions where there are as many rows as coordinates.
+
+    With fewer rows the work is that of their inner products, and directions in which ``A`` is 0 are left out.
+
+    Args:
+        X_nd: In float64.
+    Raises:
+        NumericsError: As `solve_damped`.
+    """
+    L_dd, W_dn = _whitened(X_nd, B_dd, damping=damping, unit=unit, noise=noise, name=name)
+    if len(X_nd) < len(B_dd):
+        values_k, c_nk = torch.linalg.eigh(W_dn.T @ W_dn)
+        used_k = values_k > len(values_k) * _DOUBLE * values_k[-1:]
+        values_k = values_k[used_k]
+        y_dk = W_dn @ (c_nk[:, used_k] / values_k.sqrt())
+    else:
+        values_k, y_dk = torch.linalg.eigh(W_dn @ W_dn.T)
+    vectors_dk = torch.linalg.solve_triangular(L_dd.T, y_dk.flip(-1), upper=True)
+    return Directions(values_k.flip(-1), vectors_dk * signs(vectors_dk), damping * unit)
+
+
+def ratios(
+    X_nd: Tensor, B_dd: Tensor, *, damping: float, unit: float, noise: float = _DOUBLE, name: str = "B"
+) -> Tensor:
+    """The values of `solve_damped` with ``A = X^T X``, all ``d`` of them, descending, without the directions.
+
+    Args:
+        X_nd: In float64.
+    Raises:
+        NumericsError: As `solve_damped`.
+    """
+    _, W_dn = _whitened(X_nd, B_dd, damping=damping, unit=unit, noise=noise, name=name)
+    few = len(X_nd) < len(B_dd)
+    values_k = torch.linalg.eigvalsh(W_dn.T @ W_dn if few else W_dn @ W_dn.T).flip(-1)
+    return torch.cat([values_k, values_k.new_zeros(len(B_dd) - len(values_k))])
+
+
+def _whitened(
+    X_nd: Tensor, B_dd: Tensor, *, damping: float, unit: float, noise: float, name: str
+) -> tuple[Tensor, Tensor]:
+    """The factor of the damped ``B``, and the rows of ``X`` as columns in coordinates in which that is 1."""
+    L_dd = damped_cholesky(B_dd, damping=damping, unit=unit, noise=noise, name=name)
+    return L_dd, torch.linalg.solve_triangular(L_dd, X_nd.T, upper=False)
+
+
 def damped_cholesky(B_dd: Tensor, *, damping: float, unit: float, noise: float, name: str) -> Tensor:
     """The lower Cholesky factor of ``B + eps I`` with ``eps = damping * unit``.
 
-    Eigenvalues are looked at first: on a singular matrix ``cholesky`` may pass and factor the rounding.
+    On a singular matrix ``cholesky`` may pass and factor the rounding. So it must pass with twice the rounding taken
+    off the diagonal, or eigenvalues are looked at.
 
     Raises:
         NumericsError: As `solve_damped`.
@@ -97,8 +146,18 @@ def damped_cholesky(B_dd: Tensor, *, damping: float, unit: float, noise: float, 
     if not (math.isfinite(damping) and damping >= 0):
         raise NumericsError(f"{name} cannot be damped: got damping {damping}, expected a number of 0 or more.")
     eps = damping * unit
+    eye_dd = torch.eye(len(B_dd), dtype=B_dd.dtype, device=B_dd.device)
+    share = max(noise, len(B_dd) * _DOUBLE)
+    if int(torch.linalg.cholesky_ex(B_dd + (eps - 2 * share * float(B_dd.norm())) * eye_dd)[1]):
+        _refuse_rounding(B_dd, eps, share, unit, name)
+    L_dd: Tensor = torch.linalg.cholesky(B_dd + eps * eye_dd)
+    return L_dd
+
+
+def _refuse_rounding(B_dd: Tensor, eps: float, share: float, unit: float, name: str) -> None:
+    """Unless every eigenvalue of ``B + eps I`` is above this share of the largest one of ``B``."""
     s_d = torch.linalg.eigvalsh(B_dd)
-    floor = max(noise, len(B_dd) * _DOUBLE) * float(s_d[-1])
+    floor = share * float(s_d[-1])
     smallest = float(s_d[0])
     if smallest + eps <= floor:
         raise NumericsError(
@@ -106,8 +165,6 @@ def damped_cholesky(B_dd: Tensor, *, damping: float, unit: float, noise: float, 
             f"adding {eps:.2g}, expected more than {floor:.2g}, the rounding. "
             f"Do: raise damping to at least {_rounded_up((floor - smallest) / unit)}."
         )
-    L_dd: Tensor = torch.linalg.cholesky(B_dd + eps * torch.eye(len(B_dd), dtype=B_dd.dtype, device=B_dd.device))
-    return L_dd
 
 
 def symmetric(A_dd: Tensor, name: str) -> Tensor:

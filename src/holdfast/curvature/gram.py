@@ -199,6 +199,19 @@ def sample_coordinates(K_nn: Tensor) -> Tensor:
     return R_nr.flip(-1)
 
 
+def coordinates(G_nd: Tensor) -> Tensor:
+    """`sample_coordinates` of the rows of one matrix, by the products of rows or of columns, the fewer."""
+    n, d = G_nd.shape
+    if n <= d:
+        return sample_coordinates(inner_products([G_nd]))
+    wide_nd = G_nd.double()
+    S_d, Q_dd = torch.linalg.eigh(symmetric(wide_nd.T @ wide_nd, "matrix of second moments"))
+    if float(S_d[-1]) <= 0:
+        raise NumericsError(f"no coordinates of {n} samples: got gradients of 0. Do: give rows with gradients.")
+    R_nr: Tensor = wide_nd @ Q_dd[:, S_d > n * _DOUBLE * S_d[-1]]
+    return R_nr.flip(-1)
+
+
 def fisher_weights(n: int, n_s: int) -> tuple[Tensor, Tensor]:
     """The weight of each sample in ``F_s`` and in ``F_u``: ``1 / n_s`` for the first ``n_s`` and 0, and the reverse.
 

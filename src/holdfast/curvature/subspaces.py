@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import NumericsError
-from holdfast.curvature.gevp import Operator, mean_energy, solve_damped
+from holdfast.curvature.gevp import Operator, mean_energy, solve_sampled
 from holdfast.curvature.gram import sample_coordinates
 
 _NONE = 1e-10
@@ -142,10 +142,11 @@ def _leading(G_sd: Tensor, G_ud: Tensor, k: int, damping: float, d: int) -> Tens
     """The leading directions of one half, ``(d, k)``."""
     if not (len(G_sd) and len(G_ud)):
         raise NumericsError("samples cannot be halved: got a half without any. Do: give at least two of each kind.")
-    F_s, F_u = (G_nd.T @ G_nd / len(G_nd) for G_nd in (G_sd, G_ud))
-    unit = mean_energy(float(F_u.trace()), d, "utility Fisher of half the samples")
-    found = solve_damped(F_s, F_u, damping=damping, unit=unit, name="utility Fisher of half the samples")
-    used = min(len(G_sd), int((found.values_k > _NONE * found.values_k.abs().max()).sum()))
+    F_u = G_ud.T @ G_ud / len(G_ud)
+    name = "utility Fisher of half the samples"
+    unit = mean_energy(float(F_u.trace()), d, name)
+    found = solve_sampled(G_sd / len(G_sd) ** 0.5, F_u, damping=damping, unit=unit, name=name)
+    used = min(len(G_sd), int((found.values_k > _NONE * found.values_k[:1]).sum()))
     if not 1 <= k <= used:
         raise NumericsError(
             f"no {k} directions in half the samples: got safety gradients in {used}, expected at least as many. "

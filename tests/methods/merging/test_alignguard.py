@@ -14,9 +14,9 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError, NumericsError
 from holdfast.methods.merging import alignguard
-from holdfast.methods.merging.alignguard import axes, guarded
+from holdfast.methods.merging.alignguard import axes, guarded, split
 from holdfast.methods.merging.config import MergingConfig
-from holdfast.methods.merging.curved import Layer, merged_cores
+from holdfast.methods.merging.curved import Layer, merged_cores, with_parts
 from holdfast.methods.merging.evidence import Evidence
 
 K = 4
@@ -30,7 +30,8 @@ def given() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def found(weight: float = 1.0, utility: float = 1.0, k: int = K) -> Tensor:
-    return guarded(*given(), (utility, weight), k)
+    F_s, F_u, phi_td = given()
+    return guarded(split(F_s, F_u, k), phi_td, (utility, weight))
 
 
 def critical(k: int = K) -> tuple[np.ndarray, np.ndarray]:
@@ -111,17 +112,20 @@ def test_weight_0_leaves_the_utility_update_and_no_utility_update_leaves_the_saf
 
 def test_only_the_shape_of_a_fisher_matrix_matters() -> None:
     F_s, F_u, phi_td = given()
-    assert_close(guarded(1e-9 * F_s, 1e6 * F_u, phi_td, (1.0, 1.0), K), found(), "float64")
+    assert_close(guarded(split(1e-9 * F_s, 1e6 * F_u, K), phi_td, (1.0, 1.0)), found(), "float64")
 
 
 def test_larger_updates_give_a_larger_merge_and_nothing_else() -> None:
     F_s, F_u, phi_td = given()
-    assert_close(guarded(F_s, F_u, 1e-4 * phi_td, (1.0, 1.0), K), 1e-4 * found(), "float64")
-    assert_close(1e4 * guarded(F_s, F_u, 1e-4 * phi_td, (1.0, 1.0), K), found(), "float32")
+    small = guarded(split(F_s, F_u, K), 1e-4 * phi_td, (1.0, 1.0))
+    assert_close(small, 1e-4 * found(), "float64")
+    assert_close(1e4 * small, found(), "float32")
 
 
 def merged(given: list[Layer], **keys: Any) -> dict[str, Tensor]:
-    return merged_cores(MergingConfig(rule="alignguard", **keys), (1.0, 1.5), given)
+    config = MergingConfig(rule="alignguard", **keys)
+    seen = with_parts(config, given)
+    return merged_cores(config, (1.0, 1.5), [(name, M_tpq, seen[name]) for name, M_tpq, _ in given])
 
 
 def turned(layer: Layer, seed: int) -> tuple[Layer, Tensor, Tensor]:
@@ -145,7 +149,7 @@ def test_the_bases_of_the_core_space_do_not_matter() -> None:
         assert_close(R_pp.T @ back @ S_qq, there, "float64")
     F_s, F_u, phi_td = given()
     R_dd = torch.linalg.qr(drawn(D, D, seed=51))[0]
-    unaware = R_dd.T @ guarded(R_dd @ F_s @ R_dd.T, R_dd @ F_u @ R_dd.T, phi_td @ R_dd.T, (1.0, 1.0), K)
+    unaware = R_dd.T @ guarded(split(R_dd @ F_s @ R_dd.T, R_dd @ F_u @ R_dd.T, K), phi_td @ R_dd.T, (1.0, 1.0))
     assert (unaware - found()).norm() > 0.01
 
 
@@ -177,11 +181,11 @@ NOTHING = torch.zeros(D, D, dtype=torch.float64)
     [
         (lambda: found(-0.1), NumericsError, "got a safety weight of -0.1, expected 0 or more"),
         (
-            lambda: guarded(NOTHING, given()[1], given()[2], (1.0, 1.0), K, "x.q"),
+            lambda: split(NOTHING, given()[1], K, "x.q"),
             NumericsError,
             "Fisher matrix of safety rows of x.q does not decide the merge: got a mean eigenvalue of 0",
         ),
-        (lambda: guarded(given()[0], NOTHING, given()[2], (1.0, 1.0), K), NumericsError, "of utility rows of a layer"),
+        (lambda: split(given()[0], NOTHING, K), NumericsError, "of utility rows of a layer"),
         (lambda: merged(layers(n=5), k=6), ConfigError, "k is larger than the evidence: got 6, expected at most 5"),
     ],
 )

@@ -221,8 +221,8 @@ def keeps() -> dict[str, Any]:
 
 @pytest.mark.parametrize("keep", keeps())
 def test_a_projection_on_directions_is_idempotent_and_self_adjoint_in_the_utility_fisher(keep: str) -> None:
-    F_u, F_s = fishers(2)
-    project = partial(maths.projected, F_s, F_u, damping=DAMPING, keep=keeps()[keep])
+    F_u, G_sd = fishers(2)[0], gradients(2)[1]
+    project = partial(maths.projected, G_sd, F_u, damping=DAMPING, keep=keeps()[keep])
     phi_d, other_d = drawn(D, seed=3), drawn(D, seed=4)
     once_d = project(phi_d)
     assert_close(project(once_d), once_d, "float64")
@@ -236,9 +236,9 @@ def test_a_projection_on_directions_is_idempotent_and_self_adjoint_in_the_utilit
 
 @pytest.mark.parametrize("keep", [maths.first, lambda k, *rest: maths.drawn(k, 0, *rest), maths.most_used])
 def test_all_directions_give_the_whole_update(keep: Any) -> None:
-    F_u, F_s = fishers(2)
+    F_u, G_sd = fishers(2)[0], gradients(2)[1]
     phi_d = drawn(D, seed=3)
-    assert_close(maths.projected(F_s, F_u, phi_d, DAMPING, partial(keep, D)), phi_d, "float64")
+    assert_close(maths.projected(G_sd, F_u, phi_d, DAMPING, partial(keep, D)), phi_d, "float64")
 
 
 def test_the_kept_directions_are_those_of_most_safety_per_utility_and_the_controls_are_not() -> None:
@@ -265,7 +265,7 @@ def test_soft_weights_let_through_what_the_quadratic_mean_takes_of_the_safety_ad
     """With ``tau = 1 / mu`` and nothing of the utility adapter, but for the damping of ``F_s``."""
     F_u, F_s = fishers(2)
     phi_d, mu = drawn(D, seed=3), 4.0
-    soft_d = maths.projected(F_s, F_u, phi_d, DAMPING, partial(maths.soft, 1 / mu))
+    soft_d = maths.projected(gradients(2)[1], F_u, phi_d, DAMPING, partial(maths.soft, 1 / mu))
     B_dd = maths.damped(F_u, DAMPING)
     assert_close(soft_d, np.linalg.solve((B_dd + mu * F_s).numpy(), (mu * F_s @ phi_d).numpy()), "float64")
 
@@ -300,7 +300,7 @@ NOTHING = torch.zeros(2, D, D, dtype=torch.float64)
         ),
         (lambda: maths.quadratic_mean(fishers(2), cores(2).flatten(1), torch.tensor([1.0, -9.0]), 0.1), "more than 0"),
         (
-            lambda: maths.projected(fishers(2)[1], fishers(1, n=4)[0], drawn(D), 1e-20, partial(maths.first, 3)),
+            lambda: maths.projected(gradients(2)[1], fishers(1, n=4)[0], drawn(D), 1e-20, partial(maths.first, 3)),
             "utility Fisher is not positive definite.*Do: raise damping to at least",
         ),
     ],

@@ -95,14 +95,12 @@ def _guarded(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
     """Between the updates' own axes, for the collision of entries depends on the basis."""
     name, M_tpq, seen = layer
     U_pp, V_qq = alignguard.axes(M_tpq)
-    G_ud, G_sd = _gradients(seen)
-    k = _count(config, name, G_sd)
-    F_u, F_s = (
-        fisher.full((U_pp.T @ G_nd.double().reshape(-1, *M_tpq.shape[1:]) @ V_qq).flatten(1)) for G_nd in (G_ud, G_sd)
-    )
+    vectors_dd, values_k, task_mm = seen[1].vectors, seen[1].values, seen[1].task
+    assert vectors_dd is not None and values_k is not None and task_mm is not None  # noqa: PT018 - plans have them
     phi_td = (U_pp.T @ M_tpq.double() @ V_qq).flatten(1)
     utility, safety = weights_t.tolist()
-    merged_d = alignguard.guarded(F_s, F_u, phi_td, (utility, safety), k, name)
+    made = alignguard.Split(vectors_dd, values_k, task_mm)
+    merged_d = alignguard.guarded(made, phi_td, (utility, safety), name)
     return U_pp @ merged_d.reshape(M_tpq.shape[1:]) @ V_qq.T
 
 
@@ -150,23 +148,51 @@ def _span_mean(config: MergingConfig, weights_t: Tensor, layers: Sequence[Layer]
 
 
 def with_parts(config: MergingConfig, layers: Sequence[Layer]) -> dict[str, Sequence[Evidence]]:
-    """By layer, the evidence with the part of the second adapter's change in the chosen directions of `sst_projection`.
+    """By layer, the evidence with what the rules of `PARTS` find in it whatever the weights.
 
     Raises:
         ConfigError: ``k`` is larger than the directions that a layer's safety rows use.
-        NumericsError: damping is too small.
+        NumericsError: damping is too small, or a Fisher matrix of `alignguard` is 0.
     """
     found: dict[str, Sequence[Evidence]] = {}
-    for number, (name, M_tpq, seen) in enumerate(_beside_evidence(layers)):
-        G_ud, G_sd = _gradients(seen)
-        keep = _keep(config, name, number, G_sd)
-        part_d = maths.projected(fisher.full(G_sd), fisher.full(G_ud), M_tpq[1].flatten(), config.damping, keep)
-        found[name] = Lazily([partial(seen.__getitem__, 0), partial(_with_part, seen, part_d.reshape(M_tpq.shape[1:]))])
+    for number, layer in enumerate(_beside_evidence(layers)):
+        name, _, seen = layer
+        parts = PARTS[config.rule](config, number, layer)
+        found[name] = Lazily([partial(seen.__getitem__, 0), partial(_with, seen, parts)])
     return found
 
 
-def _with_part(seen: Sequence[Evidence], part_pq: Tensor) -> Evidence:
-    return replace(seen[1], part=part_pq)
+def _with(seen: Sequence[Evidence], parts: Mapping[str, Tensor]) -> Evidence:
+    return replace(seen[1], **parts)
+
+
+def _projected(config: MergingConfig, number: int, layer: Layer) -> dict[str, Tensor]:
+    """The part of the second adapter's change in the chosen directions."""
+    name, M_tpq, seen = layer
+    G_ud, G_sd = _gradients(seen)
+    keep = _keep(config, name, number, G_sd)
+    part_d = maths.projected(G_sd, fisher.full(G_ud), M_tpq[1].flatten(), config.damping, keep)
+    return {"part": part_d.reshape(M_tpq.shape[1:])}
+
+
+def _split(config: MergingConfig, _number: int, layer: Layer) -> dict[str, Tensor]:
+    """Critical and task directions, between the updates' own axes."""
+    name, M_tpq, seen = layer
+    U_pp, V_qq = alignguard.axes(M_tpq)
+    G_ud, G_sd = _gradients(seen)
+    k = _count(config, name, G_sd)
+    F_u, F_s = (
+        fisher.full((U_pp.T @ G_nd.double().reshape(-1, *M_tpq.shape[1:]) @ V_qq).flatten(1)) for G_nd in (G_ud, G_sd)
+    )
+    made = alignguard.split(F_s, F_u, k, name)
+    return {"vectors": made.vectors_dd, "values": made.values_k, "task": made.task_mm}
+
+
+PARTS: Mapping[str, Callable[[MergingConfig, int, Layer], dict[str, Tensor]]] = {
+    "sst_projection": _projected,
+    "alignguard": _split,
+}
+"""The rules for which the most work is the same at every weight: it is done when a merge is planned."""
 
 
 def _projections(config: MergingConfig, weights: Sequence[float], layers: Sequence[Layer]) -> dict[str, Tensor]:
@@ -192,7 +218,7 @@ def _keep(config: MergingConfig, name: str, number: int, G_sd: Tensor) -> Callab
 
 def _count(config: MergingConfig, name: str, G_sd: Tensor) -> int:
     """``k`` of a layer, at most the directions that safety gradients span: nothing tells the others apart."""
-    rank = int(torch.linalg.matrix_rank(G_sd))
+    rank = _rank(G_sd)
     k = max(1, (rank + 1) // 2) if config.k is None else config.k
     if k > rank:
         raise ConfigError(
@@ -200,6 +226,17 @@ def _count(config: MergingConfig, name: str, G_sd: Tensor) -> int:
             f"in {name}. Do: lower k, or give more safety rows."
         )
     return k
+
+
+def _rank(G_nd: Tensor) -> int:
+    """`torch.linalg.matrix_rank`, without singular values where the products show that the rank is full."""
+    most = (max(G_nd.shape) * torch.finfo(G_nd.dtype).eps) ** 2
+    wide_nd = G_nd.double() if len(G_nd) <= G_nd.shape[1] else G_nd.double().T
+    K_nn = wide_nd @ wide_nd.T
+    floor = max(most, 2 * len(K_nn) * torch.finfo(torch.double).eps) * K_nn.norm()
+    K_nn.diagonal().sub_(floor)
+    full = int(torch.linalg.cholesky_ex(K_nn)[1]) == 0 and float(floor) > 0
+    return len(K_nn) if full else int(torch.linalg.matrix_rank(G_nd))
 
 
 def _layer_weights(config: MergingConfig, names: Sequence[str]) -> dict[str, float]:

@@ -36,6 +36,10 @@ class Evidence:
 
     part: Tensor | None = None
     """``M_pq``: the part of the adapter's own change that a projection keeps."""
+    vectors: Tensor | None = None
+    values: Tensor | None = None
+    task: Tensor | None = None
+    """The three of an `alignguard.Split`."""
 
     @property
     def device(self) -> torch.device:

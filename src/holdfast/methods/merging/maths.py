@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import NumericsError
-from holdfast.curvature.gevp import Directions, gevp
+from holdfast.curvature.gevp import Directions, mean_energy, solve_sampled, symmetric
 from holdfast.curvature.iterative import conjugate_gradients
 from holdfast.curvature.subspaces import oblique, soft_weights
 
@@ -214,20 +214,29 @@ def input_mean(A_tqq: Tensor, M_tpq: Tensor, weights_t: Tensor, damping: float, 
 
 
 def projected(
-    F_s: Tensor, F_u: Tensor, phi_d: Tensor, damping: float, keep: Callable[[Directions, Tensor], tuple[Tensor, Tensor]]
+    G_sd: Tensor,
+    F_u: Tensor,
+    phi_d: Tensor,
+    damping: float,
+    keep: Callable[[Directions, Tensor], tuple[Tensor, Tensor]],
 ) -> Tensor:
     """The part of a safety update in chosen directions, oblique in the damped utility Fisher.
 
     Args:
-        F_s: Safety Fisher, ``(d, d)``.
+        G_sd: Per-sample gradients of safety rows, whose second moment is the safety Fisher.
         F_u: Utility Fisher, ``(d, d)``.
         phi_d: The safety update.
-        keep: From all directions and the damped ``F_u`` to the kept ones, orthonormal in it, and their weights.
+        keep: From all directions that safety uses and the damped ``F_u`` to the kept ones, orthonormal in it, and their
+            weights.
     Returns:
         ``phi_d`` in float64.
     """
+    name = "utility Fisher"
+    wide_dd, S_nd = symmetric(F_u.double(), name), G_sd.double() / len(G_sd) ** 0.5
+    unit = mean_energy(float(wide_dd.trace()), len(wide_dd), name)
+    found = solve_sampled(S_nd, wide_dd, damping=damping, unit=unit, name=name)
     B_dd = damped(F_u, damping)
-    vectors_dk, weights_k = keep(gevp(F_s.double(), F_u.double(), damping=damping, name="utility Fisher"), B_dd)
+    vectors_dk, weights_k = keep(found, B_dd)
     return oblique(vectors_dk, B_dd, phi_d.double(), weights_k)
 
 

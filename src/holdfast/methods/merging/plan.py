@@ -17,7 +17,7 @@ from holdfast.data.examples import Example
 from holdfast.layers.adapters import Adapter, LowRank
 from holdfast.layers.core_space import CoreSpace
 from holdfast.methods.merging.config import PAIRS, WITH_ROWS, MergingConfig
-from holdfast.methods.merging.curved import with_parts
+from holdfast.methods.merging.curved import PARTS, with_parts
 from holdfast.methods.merging.evidence import Evidence, gather
 from holdfast.methods.merging.rules import missing
 from holdfast.models.adapter import own_name
@@ -155,7 +155,7 @@ def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Ex
     rows = _encoded(config, loaded, experts)
     spaces = {name: CoreSpace.of(each) for name, each in deltas.items()}
     evidence = gather(config, loaded, [e.adapter for e in experts], rows, spaces)
-    if config.rule == "sst_projection":
+    if config.rule in PARTS:
         evidence = with_parts(config, [(name, cores_of(spaces[name], deltas[name]), evidence[name]) for name in names])
     return MergePlan(deltas, evidence, paths, config, origin_of(loaded, experts, rows, base))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.curvature import gram, subspaces
+from holdfast.curvature import gevp, gram, subspaces
 from holdfast.methods.merging.plan import MergePlan
 
 LEADING = 4
@@ -99,17 +99,23 @@ def spectra(plan: MergePlan) -> list[Spectrum]:
             continue
         G_ud, G_sd = seen[0].gradients, seen[1].gradients
         d = G_sd.shape[1]
-        K_nn = gram.inner_products([torch.cat((G_sd, G_ud))])
-        values_k = gram.gram_gevp(K_nn, len(G_sd), damping=plan.config.damping, d=d, name=f"utility Fisher of {name}")
-        R_nr = gram.sample_coordinates(K_nn)
+        R_nr = gram.coordinates(torch.cat((G_sd, G_ud)))
+        values_k = _ratios(R_nr[: len(G_sd)], R_nr[len(G_sd) :], plan.config.damping, d, f"utility Fisher of {name}")
         k = max(1, min(d, len(G_sd) // 2, len(G_ud) // 2) // LEADING)
         halves = _shuffled(R_nr[: len(G_sd)]), _shuffled(R_nr[len(G_sd) :])
         angles_k = subspaces.split_half(*halves, k=k, damping=plan.config.damping, d=d)
         r = R_nr.shape[1]
         chance, deviation = subspaces.overlap_by_chance(k, r), subspaces.overlap_deviation(k, r)
-        values = tuple(values_k.values_k.tolist())
+        values = tuple(values_k.tolist())
         found.append(Spectrum(name, values, k, subspaces.overlap(angles_k), chance, deviation))
     return found
+
+
+def _ratios(R_sr: Tensor, R_ur: Tensor, damping: float, d: int, name: str) -> Tensor:
+    """Safety per utility of all directions in the span of the rows, descending."""
+    F_u = R_ur.T @ R_ur / len(R_ur)
+    unit = gevp.mean_energy(float(F_u.trace()), d, name)
+    return gevp.ratios(R_sr / len(R_sr) ** 0.5, F_u, damping=damping, unit=unit, name=name)
 
 
 def _shuffled(R_nr: Tensor) -> Tensor:
