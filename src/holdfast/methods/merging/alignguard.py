@@ -188,7 +188,8 @@ class _Ahead:
             return to_d
         ends_nd, changes_nd = (torch.stack(each) for each in zip(*self._seen, strict=True))
         shares_n1 = torch.linalg.lstsq(changes_nd.diff(dim=0).T, change_d[:, None]).solution
-        return to_d - ends_nd.diff(dim=0).T @ shares_n1[:, 0]
+        mixed_d: Tensor = to_d - ends_nd.diff(dim=0).T @ shares_n1[:, 0]
+        return mixed_d
 
 
 def _in_units(F_dd: Tensor, what: str) -> Tensor:
