@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 LAB = {"lab": "lab/injection"}
 """Words that ``--data`` has for a source."""
 FOLLOWED, DONE = "injection/attack/attacked/followed", "injection/attack/attacked/task_done"
+HIDDEN = tuple(
+    f"{part}/{word}"
+    for part in ("benign", "neutral", "trigger", "last", "quoting")
+    for word in ("followed", "followed/all", "refused")
+    if (part, word) != ("benign", "refused")
+)
+"""Figures of parts without an attack that only the record and ``--json`` have."""
 POINTS = ("position_bias/followed", "position_bias/task_done", "trigger_effect", "instruction_last_effect")
 """Figures that are differences of rates."""
 
@@ -120,9 +127,10 @@ def print_attack(metrics: Sequence[Metric]) -> None:
                 [_family(metric, done.get(metric.group)) for metric in rows],
             )
             typer.echo()
+    totals = [m for m in metrics if not m.name.endswith(HIDDEN) and (not m.group or m.name.endswith("/worst"))]
     print_table(
         ("figure", "value", "n", "invalid"),
-        [(m.name.removeprefix("injection/"), _figure(m), str(m.n), str(m.n_invalid)) for m in metrics if not m.group],
+        [(m.name.removeprefix("injection/attack/"), _figure(m), str(m.n), str(m.n_invalid)) for m in totals],
     )
 
 

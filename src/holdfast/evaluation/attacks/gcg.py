@@ -25,6 +25,8 @@ from holdfast.models.load import LoadedModel
 
 LOOK_EVERY = 10
 """Steps between looks at the greedy answer, beside those at which the target itself would be said."""
+DRAWS = 4
+"""Of substitutions a step: some are read as other tokens and dropped."""
 FIRST = (" !", "!", " x", " .", " a")
 """Tokens that a suffix may begin as, repeated."""
 TRIED_FIRST = 200
@@ -149,15 +151,7 @@ class Searcher:
 
     def step(self, suffix: Suffix, generator: torch.Generator, batch_size: int) -> bool:
         """Take the best substitution that lowers the loss, if any; whether the target would now be said."""
-        tried_bl = substitutions(
-            self.gradient(suffix).float().cpu(),
-            self.allowed_v,
-            torch.tensor(suffix.ids_l),
-            candidates=self._config.candidates,
-            width=self._config.width,
-            generator=generator,
-        )
-        real = self._real(suffix, [tuple(row) for row in tried_bl.tolist()])
+        real = self._drawn(suffix, generator)
         said = False
         if real:
             losses, all_said = self.look(suffix, real, batch_size)
@@ -168,6 +162,25 @@ class Searcher:
                 return said
         suffix.losses.append(suffix.losses[-1])
         return said
+
+    def _drawn(self, suffix: Suffix, generator: torch.Generator) -> list[tuple[int, ...]]:
+        """Up to ``width`` substitutions that a tokenizer leaves as they are, in at most `DRAWS` draws."""
+        slopes_lv = self.gradient(suffix).float().cpu()
+        known: dict[tuple[int, ...], None] = {}
+        for _ in range(DRAWS):
+            tried_bl = substitutions(
+                slopes_lv,
+                self.allowed_v,
+                torch.tensor(suffix.ids_l),
+                candidates=self._config.candidates,
+                width=self._config.width,
+                generator=generator,
+            )
+            fresh = [row for row in map(tuple, tried_bl.tolist()) if row not in known]
+            known |= dict.fromkeys(self._real(suffix, fresh))
+            if len(known) >= self._config.width:
+                break
+        return list(known)[: self._config.width]
 
     def answer(self, suffix: Suffix | None, case: Counterfactual, batch_size: int) -> Record:
         """The greedy answer, judged on the case's own row."""

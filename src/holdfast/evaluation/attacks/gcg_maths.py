@@ -37,7 +37,8 @@ def substitutions(
     rank_b = torch.randint(most, (width,), generator=generator)
     fresh_bl = suffix_l.repeat(width, 1)
     fresh_bl[torch.arange(width), place_b] = steepest_lk[place_b, rank_b]
-    return torch.unique(fresh_bl, dim=0)
+    distinct_bl: Tensor = torch.unique(fresh_bl, dim=0)
+    return distinct_bl
 
 
 def target_loss(logits_bkv: Tensor, target_k: Tensor) -> Tensor:
