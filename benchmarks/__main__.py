@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks import causal, commands, generation, merging, rotation, table, training
+from benchmarks import causal, commands, generation, merging, rotation, table, token_weighting, training
 from benchmarks.harness import Result, Settings, machine, versions
 
 ALL = {
@@ -18,6 +18,7 @@ ALL = {
     "rotation": rotation.measure,
     "merging": merging.measure,
     "causal": causal.measure,
+    "token_weighting": token_weighting.measure,
 }
 
 
