@@ -39,7 +39,7 @@ def measure(settings: Settings) -> list[Result]:
 
     sizes = {"memory": ["512", "512", "128000"], "speed": ["256", "1024", "128000"]}
     if settings.quick:
-        sizes = dict.fromkeys(sizes, ["64", "128", "8000"])
+        sizes = {kind: ["64", "128", "8000"] for kind in sizes}
     fused = hasattr(torch.nn.functional, "linear_cross_entropy")
 
     def run(*arguments: str) -> dict[str, Any]:
