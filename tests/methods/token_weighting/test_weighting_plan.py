@@ -5,15 +5,19 @@ from typing import Any
 import pytest
 import torch
 from tests.close import assert_close
-from tests.methods.token_weighting.weighted_cases import column_of, few, planned
+from tests.methods.token_weighting.weighted_cases import batch_of, column_of, few, planned
 from tests.zoo import tiny
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.data.examples import Example, Message
 from holdfast.methods.token_weighting.apply import apply
 from holdfast.methods.token_weighting.config import TokenWeightingConfig
+from holdfast.methods.token_weighting.critic import Critic, score_rows
+from holdfast.methods.token_weighting.critic_config import CriticConfig
+from holdfast.methods.token_weighting.critic_figures import Figures
 from holdfast.methods.token_weighting.plan import plan, training_rows
 from holdfast.methods.token_weighting.store import load_plan, save_plan
+from holdfast.models.heads import ValueHead
 
 
 def test_contrast_keeps_the_share_of_all_tokens_that_are_least_the_degraded_models() -> None:
@@ -41,6 +45,25 @@ def test_over_the_dataset_rho1_is_fixed_by_the_losses_before_training(tmp_path: 
     assert made.statistics["kept_share"] == pytest.approx(0.5, abs=0.01)
     same = plan(TokenWeightingConfig(**keys), tiny("llama", 1), rows, {"reference": tiny("llama", 1)})
     assert same.statistics["mean"] == pytest.approx(1)
+
+
+def test_a_critics_weights_are_those_of_its_changes_and_its_figures_are_kept() -> None:
+    loaded, rows = tiny("llama"), few(6)
+    head = ValueHead(32)
+    with torch.no_grad():
+        head.linear.weight.copy_(torch.randn(1, 32, generator=torch.Generator().manual_seed(2)))
+    figures = Figures(6, 2, 0, 0, None, None, None, 1.0, 0.0, 1.0)
+    critic = Critic(head, CriticConfig(), figures, loaded.fingerprint)
+    made = plan(TokenWeightingConfig(scorer="critic"), loaded, rows, critic=critic)
+    scored = score_rows(critic, loaded, [loaded.chat.training(row) for row in rows])
+    raw_n = torch.cat(scored.weights)
+    assert_close(made.values_n, raw_n / raw_n.mean())
+    assert made.statistics["critic/delta_mean"] == scored.delta_mean
+    objective = apply(loaded, made)
+    loaded.model.train()
+    objective.begin(0, 1)
+    objective(loaded.model, batch_of(loaded, rows))
+    assert objective.figures()["critic/value_variance"] == scored.value_variance
 
 
 def test_rows_without_weight_are_left_out_and_said() -> None:

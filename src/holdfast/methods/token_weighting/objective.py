@@ -131,7 +131,8 @@ class WeightedObjective(Composable):
         """
         if self.is_plain:
             return {}
-        return self._watch.figures("rho1/kept_share" if self._config.base == "rho1" else None)
+        critic = {name: value for name, value in self.plan.statistics.items() if name.startswith("critic/")}
+        return critic | self._watch.figures("rho1/kept_share" if self._config.base == "rho1" else None)
 
     def weights(self, batch: Batch) -> dict[str, float]:
         """By what each head's term is divided.

@@ -75,7 +75,7 @@ class TokenWeightingPlan:
     keys: tuple[bytes, ...]
     """Of each row, see `key_of`."""
     statistics: Mapping[str, float]
-    """Of the weights, see `maths.summary`; where they follow the model, those before training."""
+    """Of the weights, see `maths.summary`, where they follow the model those before training; and of a critic."""
     config: TokenWeightingConfig
     origin: Origin
 
@@ -149,7 +149,8 @@ def plan(
     sizes = torch.tensor([learnt_tokens(row) for row in each])
     row_n = torch.arange(len(sizes)).repeat_interleave(sizes)
     keys = tuple(key_of(row.ids, row.response) for row in each)
-    stored_n, score_n = _scores(config, loaded, encoded, _Sources(given, critic, column, cache))
+    found = _scores(config, loaded, encoded, _Sources(given, critic, column, cache))
+    stored_n, score_n = found.stored_n, found.score_n
     if config.base == "column":
         _check_same(each, keys, score_n, sizes)
     if config.follows:
@@ -167,7 +168,7 @@ def plan(
         values_n=values_n,
         ends=sizes.cumsum(0),
         keys=keys,
-        statistics=statistics,
+        statistics=statistics | found.figures,
         config=config,
         origin=Origin(
             model=loaded.fingerprint,
@@ -259,27 +260,39 @@ def _encoded(loaded: LoadedModel, rows: Sequence[Example], horizon: int) -> Rows
     return encoded
 
 
-def _scores(config: TokenWeightingConfig, loaded: LoadedModel, rows: Rows, sources: _Sources) -> tuple[Tensor, Tensor]:
-    """What to keep for weights that follow the model, and the scores of those that do not; either may be empty."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is known of tokens before training; of the two tensors one is empty, or both."""
+
+    stored_n: Tensor
+    """Kept for weights that follow the model."""
+    score_n: Tensor
+    """Of weights that do not."""
+    figures: dict[str, float]
+
+
+def _scores(config: TokenWeightingConfig, loaded: LoadedModel, rows: Rows, sources: _Sources) -> _Found:
     nothing = torch.empty(0)
     if config.base == "rho1":
         base = config.reference == "base"
         reference_n = sources.losses("reference", loaded if base else sources.references["reference"], rows, base=base)
         if config.follows:
-            return reference_n, nothing
-        return nothing, excess(sources.losses("start", loaded, rows).float(), reference_n.float())
+            return _Found(reference_n, nothing, {})
+        return _Found(nothing, excess(sources.losses("start", loaded, rows).float(), reference_n.float()), {})
     if config.base == "contrast":
         degraded_n, utility_n = (sources.losses(name, sources.references[name], rows) for name in _wanted(config))
-        return nothing, contrast(degraded_n.float(), utility_n.float())
+        return _Found(nothing, contrast(degraded_n.float(), utility_n.float()), {})
     if config.base == "critic":
-        from holdfast.methods.token_weighting.critic import critic_scores
+        from holdfast.methods.token_weighting.critic import score_rows
 
         assert sources.critic is not None  # `_check_given`
-        return nothing, torch.cat(critic_scores(sources.critic, loaded, [rows[n] for n in range(len(rows))]))
+        scored = score_rows(sources.critic, loaded, [rows[n] for n in range(len(rows))])
+        figures = {"critic/delta_mean": scored.delta_mean, "critic/value_variance": scored.value_variance}
+        return _Found(nothing, torch.cat(scored.weights), figures)
     if config.base == "column":
         assert sources.column is not None  # `_check_given`
-        return nothing, torch.cat([_column_of(sources.column, rows[n]) for n in range(len(rows))])
-    return nothing, nothing
+        return _Found(nothing, torch.cat([_column_of(sources.column, rows[n]) for n in range(len(rows))]), {})
+    return _Found(nothing, nothing, {})
 
 
 def _column_of(column: Mapping[str, Sequence[float]], row: Encoded) -> Tensor:
