@@ -156,3 +156,19 @@ def test_check_reports_every_missing_thing_at_once(command, recipe, tmp_path):
     assert "small.yaml: 3 problems" in err
     assert "steps.before: Cannot load a model" in err
     assert "Did you mean 'textops'" in err
+
+
+def test_a_dry_run_prints_a_table_and_says_by_its_exit_code_whether_all_passed(command, monkeypatch, recipe, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    code, out, _ = command("run", str(recipe), "--dry-run", "--set", "steps.tuned.learning_rate=1e-2")
+    assert code == 0
+    assert out.splitlines()[0].split("  ")[0] == "training"
+    assert "bit-equal" in out
+    code, out, _ = command("run", str(recipe), "--dry-run", "--set", "steps.tuned.learning_rate=1e-30")
+    assert code == 1
+    assert "DOES NOT FALL" in out
+    assert sorted(tmp_path.iterdir()) == before
+    code, _, err = command("run", str(recipe), "--dry-run", "--resume")
+    assert code == 2
+    assert "--dry-run keeps nothing" in err
