@@ -16,13 +16,16 @@ HEAD = 9.0
 """Length of an arrow's head."""
 PLOT = 120
 """Pixels of a power curve."""
+ASIDE = 40.0
+"""How far a missing edge is bent away from one that was found between the same two."""
 BEND = 34.0
 """How far an edge that would cross another variable is bent aside."""
 
 
 def graph(one: Graph) -> str:
     """What was found, drawn with the share of resamples beside each edge; what is missing is dashed."""
-    parts = [_edge(link) for link in one.links]
+    found = {frozenset((link.source, link.target)) for link in one.links if link.found}
+    parts = [_edge(link, aside=not link.found and {link.source, link.target} in found) for link in one.links]
     parts += [_node(name) for name in PLACES]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="causal" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
@@ -55,11 +58,12 @@ def _node(name: str) -> str:
     )
 
 
-def _edge(link: Link) -> str:
+def _edge(link: Link, *, aside: bool) -> str:
+    """A line with its share; ``aside`` of another one between the same two."""
     (x1, y1), (x2, y2) = PLACES[link.source], PLACES[link.target]
     length = ((x2 - x1) ** 2 + (y2 - y1) ** 2) ** 0.5
     across = (-(y2 - y1) / length, (x2 - x1) / length)
-    bend = _bend(link)
+    bend = _bend(link) + (ASIDE if aside else 0.0)
     mx, my = (x1 + x2) / 2 + bend * across[0], (y1 + y2) / 2 + bend * across[1]
     start, end = _towards((x1, y1), (mx, my)), _towards((x2, y2), (mx, my))
     kind = kind_of(link)

@@ -168,11 +168,12 @@ def _graph(step: StepRecord, model: str, word: str) -> Graph | None:
     kinds: dict[str, dict[str, float]] = {"found": {}, "expected": {}, "resampled": {}}
     match = None
     for metric in step.metrics:
-        mark, _, edge = metric.group.rpartition("edge=")
-        if not metric.name.startswith(GRAPH) or (mark.removesuffix(", ") != model and metric.group != model):
+        mark, sign, edge = metric.group.rpartition("edge=")
+        of = mark.removesuffix(", ") if sign else metric.group
+        if not metric.name.startswith(GRAPH) or of != model:
             continue
         kind = metric.name.removeprefix(GRAPH)
-        if kind in kinds and edge:
+        if kind in kinds:
             kinds[kind][edge] = metric.value or 0.0
         elif kind == "match":
             match = metric.value

@@ -20,7 +20,8 @@ GRAPHED = (
 )
 POWERED = (
     "How often dependence is found that was planted in the same rows; at 0 nothing is planted, and the rate is the "
-    "size of the test, wanted at 5 %. A claim holds only where the power is at least 80 %."
+    "size of the test, wanted at 5 %. A claim holds only where the power is at least 80 %. "
+    "Where the real dependence is strong it drowns what is planted, and the test rejects all the same."
 )
 LAYERED = (
     "Cosines: stability of clean and attacked, separation 1 less that of attacked and obeyed; cosines of a model are "

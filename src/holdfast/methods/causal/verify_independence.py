@@ -216,7 +216,7 @@ def _changed(outcomes_n: NDArray[np.object_]) -> NDArray[np.object_]:
 
 
 def _indicators(side: Sequence[str], labels: Sequence[str]) -> NDArray[np.float64]:
-    return np.array([[outcome == label for label in labels] for outcome in side], dtype=np.float64)
+    return np.asarray(np.equal.outer(np.array(side), np.array(labels)), dtype=np.float64)
 
 
 def _array(R_nd: Tensor) -> NDArray[np.float64]:
