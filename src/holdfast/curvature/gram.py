@@ -200,12 +200,20 @@ def sample_coordinates(K_nn: Tensor) -> Tensor:
 
 
 def coordinates(G_nd: Tensor) -> Tensor:
-    """`sample_coordinates` of the rows of one matrix, by the products of rows or of columns, the fewer."""
+    """The rows of one matrix in an orthonormal basis of their span, ``R_nr`` in float64 with ``R R^T = G G^T``.
+
+    By the products of rows or of columns, the fewer. Where the rows span everything the basis is the one that they are
+    in, else that of `sample_coordinates`.
+    """
     n, d = G_nd.shape
     if n <= d:
         return sample_coordinates(inner_products([G_nd]))
     wide_nd = G_nd.double()
-    S_d, Q_dd = torch.linalg.eigh(symmetric(wide_nd.T @ wide_nd, "matrix of second moments"))
+    C_dd = symmetric(wide_nd.T @ wide_nd, "matrix of second moments")
+    floor = 2 * n * _DOUBLE * C_dd.norm()  # more than is counted as zero below: `cholesky` passes on nothing that is
+    if float(floor) > 0 and not int(torch.linalg.cholesky_ex(C_dd - floor * torch.eye(d).to(C_dd))[1]):
+        return wide_nd
+    S_d, Q_dd = torch.linalg.eigh(C_dd)
     if float(S_d[-1]) <= 0:
         raise NumericsError(f"no coordinates of {n} samples: got gradients of 0. Do: give rows with gradients.")
     R_nr: Tensor = wide_nd @ Q_dd[:, S_d > n * _DOUBLE * S_d[-1]]
