@@ -1,0 +1,213 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training.helpers import examples
+from tests.zoo import byte_tokenizer, tiny
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+
+from holdfast.core.errors import ConfigError, DataError
+from holdfast.data.examples import Example, Message
+from holdfast.data.lab import programs
+from holdfast.evaluation.judges import Sample
+from holdfast.methods.token_weighting.critic_config import CriticConfig
+from holdfast.methods.token_weighting.rewards import (
+    Answered,
+    Answers,
+    answers_for,
+    check_outcomes,
+    judged,
+    read_answers,
+    sample_answers,
+    scored,
+)
+from holdfast.models.generate import generate
+
+WIDTHS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+
+
+def question(name: str, text: str = "What is 6 times 7?", **fields: str) -> Example:
+    return Example(name, (Message("user", text),), **fields)
+
+
+def written(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_an_answer_that_matches_the_reference_is_worth_1_and_an_empty_one_is_left_out() -> None:
+    row = question("a", answer="6 * 7 = 42. #### 42", reference="42")
+    found = judged([Sample(row, "#### 42"), Sample(row, "#### 41"), Sample(row, " ")], "exact")
+    assert [(a.example.answer, a.reward) for a in found.each] == [("#### 42", 1.0), ("#### 41", 0.0)]
+    assert found.left_out == 1
+    assert found.pairs() == [(0, 1)]
+
+
+def test_code_is_worth_1_where_it_passes_its_tests_in_the_sandbox() -> None:
+    (row,) = programs.generate("train", 1, 3)
+    broken = row.answer.replace("return", "return None and")
+    found = judged([Sample(row, row.answer), Sample(row, broken)], "tests")
+    assert [answered.reward for answered in found.each] == [1.0, 0.0]
+
+
+def reward_model(folder: Path, outputs: int = 1) -> LlamaForSequenceClassification:
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        num_labels=outputs,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.3,
+        **WIDTHS,
+    )
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def test_a_reward_model_reads_the_conversation_in_its_own_template(tmp_path: Path) -> None:
+    model = reward_model(tmp_path)
+    rows = [question("a"), question("b", "And 6 and 7?")]
+    found = scored([Sample(rows[0], "It is 42."), Sample(rows[0], ""), Sample(rows[1], "It is 13.")], str(tmp_path))
+    tokenizer = byte_tokenizer()
+    expected = []
+    for answered in found.each:
+        turns = [{"role": "user", "content": answered.example.messages[0].content}]
+        turns.append({"role": "assistant", "content": answered.example.answer})
+        ids = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)["input_ids"]
+        expected.append(float(model(input_ids=ids).logits[0, 0].detach()))
+    assert [answered.reward for answered in found.each] == pytest.approx(expected, rel=1e-5)
+    assert found.left_out == 1
+    assert expected[0] != expected[1]
+
+
+def test_a_reward_model_without_a_template_reads_prompt_and_answer_as_a_pair(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer(chat_template=None)
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **WIDTHS)).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (answered,) = scored([Sample(question("a"), "42")], str(tmp_path)).each
+    encoded = tokenizer("What is 6 times 7?", "42", return_tensors="pt")
+    assert answered.reward == pytest.approx(float(model(**encoded).logits[0, 0].detach()), rel=1e-5)
+
+
+def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
+    reward_model(tmp_path / "two", outputs=2)
+    with pytest.raises(ConfigError, match="is no reward model: got 2 outputs, expected 1"):
+        scored([], str(tmp_path / "two"))
+    with pytest.raises(ConfigError, match="Cannot load the reward model"):
+        scored([], str(tmp_path / "none"))
+
+
+def test_chosen_and_rejected_are_a_better_and_a_worse_answer_to_one_question(tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "Hi"}]
+    whole = [{"chosen": [*asked, {"role": "assistant", "content": t}]} for t in ("Hello!", "No.")]
+    found = read_answers(
+        written(
+            tmp_path / "pairs.jsonl",
+            {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away."},
+            {"chosen": whole[0]["chosen"], "rejected": whole[1]["chosen"]},
+        )
+    )
+    assert [(a.example.answer, a.reward) for a in found.each] == [
+        ("Hello.", 1.0),
+        ("Go away.", 0.0),
+        ("Hello!", 1.0),
+        ("No.", 0.0),
+    ]
+    assert all(answered.example.messages == (Message("user", "Hi"),) for answered in found.each)
+    assert sorted(found.pairs()) == [(0, 1), (0, 3), (2, 1), (2, 3)]
+
+
+def test_rewards_may_stand_in_the_file(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "rewards.jsonl",
+        {"prompt": "Hi", "answer": "Hello.", "reward": 0.75},
+        {"prompt": "Hi", "answer": "Go.", "reward": -2},
+    )
+    found = answers_for(tiny("llama"), [], CriticConfig(reward="given", answers=str(path)))
+    assert [answered.reward for answered in found.each] == [0.75, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        ({"prompt": "Hi", "chosen": "Yes"}, "bad row 1: column 'rejected' is absent"),
+        ({"chosen": "Yes", "rejected": "No"}, "bad row 1: column 'prompt' is absent"),
+        ({"prompt": "Hi", "answer": "Yes"}, "bad row 1: column 'reward' is absent"),
+        (
+            {"prompt": "Hi", "answer": "Yes", "reward": "good"},
+            "bad row 1: column 'reward' holds 'good', expected a number",
+        ),
+        ({"chosen": [{"role": "user", "content": "x"}], "rejected": "No"}, "column 'chosen' ends with user"),
+        ({"chosen": ["Yes"], "rejected": "No"}, "got a turn 'Yes', expected one with 'role' and 'content'"),
+    ],
+)
+def test_a_malformed_row_is_named(tmp_path: Path, record: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        read_answers(written(tmp_path / "bad.jsonl", record))
+
+
+def test_sampled_answers_are_the_same_for_a_seed_and_differ_between_seeds() -> None:
+    loaded, rows = tiny("llama"), examples(3)
+    keys = {"samples": 3, "max_new_tokens": 6}
+    first, again, other = (sample_answers(loaded, rows, CriticConfig(seed=seed, **keys)) for seed in (0, 0, 1))
+    assert [sample.example.id for sample in first] == [row.id for row in rows for _ in range(3)]
+    assert first == again
+    assert [sample.output for sample in first] != [sample.output for sample in other]
+    assert len({sample.output for sample in first[:3]}) > 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_sampling_at_a_temperature_near_0_is_greedy_decoding(family: str) -> None:
+    loaded, rows = tiny(family), examples(4)
+    before = torch.get_rng_state()
+    drawn = sample_answers(loaded, rows, CriticConfig(samples=2, temperature=1e-5, max_new_tokens=8))
+    prompts = [loaded.chat.prompt(row.messages, id=row.id) for row in rows]
+    greedy = generate(loaded, prompts, max_new_tokens=8, batch_size=2)
+    assert [(s.output, s.finish) for s in drawn] == [(loaded.chat.said(g.text), g.finish) for g in greedy for _ in "12"]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def answers(*rewards: tuple[str, float]) -> Answers:
+    return Answers(tuple(Answered(name, question(name, answer="x"), reward) for name, reward in rewards), 2)
+
+
+def test_without_both_outcomes_there_is_no_critic() -> None:
+    with pytest.raises(DataError, match=r"needs both outcomes: got the reward 1 on all 2 answers \(2 more could not"):
+        check_outcomes(answers(("a", 1.0), ("b", 1.0)), pairwise=False)
+    with pytest.raises(DataError, match="needs both outcomes: got no answers"):
+        check_outcomes(answers(), pairwise=False)
+    apart = answers(("a", 1.0), ("b", 0.0))
+    check_outcomes(apart, pairwise=False)
+    with pytest.raises(DataError, match="both outcomes on one question: got none among 2 questions"):
+        check_outcomes(apart, pairwise=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"reward_model": "x"}, "reward_model has no effect with reward: exact"),
+        ({"reward": "model"}, "reward: model needs reward_model"),
+        ({"reward": "given"}, "reward: given needs answers"),
+        ({"lam": 0.5}, "lam has no effect with objective: monte_carlo"),
+        ({"objective": "pairwise", "gamma": 0.9}, "gamma has no effect with objective: pairwise"),
+        ({"backbone_rate": 1e-4}, "backbone_rate has no effect with backbone: trunk"),
+        ({"answers": "x.jsonl", "temperature": 0.5}, "temperature has no effect with answers"),
+    ],
+)
+def test_a_key_without_effect_is_refused(keys: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        CriticConfig(**keys)
+
+
+def test_a_reward_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "nan.jsonl"
+    path.write_text('{"prompt": "Hi", "answer": "Yes", "reward": NaN}\n')
+    with pytest.raises(DataError, match=rf"column 'reward' holds {math.nan}, expected a number"):
+        read_answers(path)
