@@ -180,7 +180,7 @@ def test_a_collapsed_training_stops_with_a_sentence_in_the_record(
             {"plan": {"validation": None}, "tuned": {"data": None}},
             "steps.tuned.evaluate_every: there are no validation",
         ),
-        ({"tuned": {"objective": None, "data": None}}, "steps.tuned: 'data' is missing"),
+        ({"tuned": {"objective": None, "data": None}}, "steps.tuned.data: missing"),
         (
             {"tuned": {"constraint": None, "baseline": "plain"}},
             "steps.tuned: baseline and objective exclude each other",

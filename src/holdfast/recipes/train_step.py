@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from holdfast.core.config import Config
 from holdfast.core.errors import ConfigError
@@ -37,13 +45,13 @@ class TrainStep(TrainConfig):
     do: Literal["train"]
     model: Model | None = None
     """The model to start from; the recipe's ``model`` where it is left out."""
+    objective: Annotated[dict[str, Factor], BeforeValidator(as_factors)] = Field(default_factory=dict)
+    """What is loss, in place of the answers' cross-entropy: the id of a ``causal`` step, which brings its cases as
+    rows; or several ids, each with its factor, ``{steady: 0.3}``, to be added."""
     data: tuple[Source, ...] = ()
     """Rows to learn, mixed in random order; left out only where ``objective`` brings its own."""
     validation: tuple[Source, ...] = ()
     """Rows for the validation loss: early stopping and the best checkpoint go by it. ``objective`` brings its own."""
-    objective: Annotated[dict[str, Factor], BeforeValidator(as_factors)] = Field(default_factory=dict)
-    """What is loss, in place of the answers' cross-entropy: the id of a ``causal`` step, which brings its cases as
-    rows; or several ids, each with its factor, ``{steady: 0.3}``, to be added."""
     best_by: BestBy | None = None
     """What ``keep: best`` and ``patience`` go by in place of the validation loss: attack success on cases."""
     constraint: str | None = None
@@ -60,6 +68,14 @@ class TrainStep(TrainConfig):
     """For a model with ``source: new, tokenizer: trained``: how this step trains that tokenizer on its rows."""
     quick: dict[str, Any] = Field(default_factory=dict)
     """Settings of this step that ``--quick`` replaces."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _rows_are_there(cls, value: Any, known: ValidationInfo) -> Any:
+        """They may be left out beside an objective; where that is malformed, it alone is told."""
+        if value in ((), []) and not known.data.get("objective", True):
+            raise ValueError("missing" if value == () else "should have at least 1 item (got [])")
+        return value
 
     @model_validator(mode="after")
     def _tokenizer_has_a_model(self) -> Self:
@@ -85,9 +101,7 @@ class TrainStep(TrainConfig):
         return self
 
     @model_validator(mode="after")
-    def _rows_are_there_and_used(self) -> Self:
-        if not (self.data or self.objective):
-            raise ValueError("'data' is missing: rows to learn")
+    def _validation_is_used(self) -> Self:
         if self.validation and not self.evaluate_every:
             raise ValueError("validation has no effect without evaluate_every; set it, or take validation out")
         if self.evaluate_every and not (self.validation or self.objective or self.best_by):
