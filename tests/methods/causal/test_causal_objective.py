@@ -183,6 +183,19 @@ def test_the_benign_side_is_moved_only_where_that_is_asked_for() -> None:
     assert largest_difference(own, other) > 1e-4
 
 
+def test_the_gradient_is_the_derivative_where_all_views_move() -> None:
+    loaded = tiny("llama")
+    made = objective(loaded, gradient="both", lambda_task=0, lambda_spurious=1.0, twin=True)
+    batch, name, size = batch_of(loaded, range(4)), "model.layers.0.mlp.down_proj.weight", 1e-3
+    slope = gradient(loaded, made, [batch])[1][name]
+    losses = []
+    for sign in (-1, 2):
+        with torch.no_grad():
+            loaded.model.get_parameter(name).add_(sign * size * slope / slope.norm())
+        losses.append(gradient(loaded, made, [batch])[0])
+    assert (losses[1] - losses[0]) / (2 * size) == pytest.approx(float(slope.norm()), rel=3e-3)
+
+
 def test_it_composes_with_other_objectives() -> None:
     loaded = tiny("llama")
     steady = objective(loaded, lambda_task=0)

@@ -1,8 +1,8 @@
-"""The loss of counterfactual training: four terms that add, from one padded forward and one without gradients.
+"""The loss of counterfactual training: four terms that add, from one padded forward and one of the anchors.
 
 A batch names rows; each case's benign row brings its other views along. Benign and attacked views (and the plain rows)
-go through the model together, and one log-softmax serves ``task``, ``invariance`` and ``preference``. The views that
-nothing is learnt from, the anchors of ``separation``, go through it without gradients.
+go through the model together, and one log-softmax serves ``task``, ``invariance`` and ``preference``. The anchors of
+``separation`` go through it on their own, without gradients unless ``gradient: both`` moves them too.
 
 The negatives of a case are its own obeyed view and those of its partners, drawn once in the plan: not what else is in
 the batch. So every term is a sum over cases whose parts do not know each other, and a step is the same however it is
@@ -54,6 +54,7 @@ class CausalObjective(Composable):
         self._variances = {name: null.variance for name, null in plan.nulls.items()}
         self.watch = Watch(plan.nulls, plan.window, plan.config)
         keys = plan.config
+        self._moves_all = keys.gradient == "both"
         self._lambdas = {
             name: factor
             for name, factor in (
@@ -160,7 +161,7 @@ class CausalObjective(Composable):
         return self._task.summed(apart_n, row_n[:tokens]).sum
 
     def _anchor(self, benign: Tensor) -> Tensor:
-        return benign.detach() if self.plan.config.gradient == "attacked" else benign
+        return benign if self._moves_all else benign.detach()
 
     def _preference(self, token_n: Tensor, row_n: Tensor, members: _Members) -> Tensor:
         count = len(members.cases)
@@ -190,7 +191,6 @@ class CausalObjective(Composable):
                 parts.append(maths.too_near(query_bd, views["others"][name], self._variances[name], keys.guard))
         return torch.stack(parts).sum() / len(attacked)
 
-    @torch.no_grad()
     def _anchors(
         self, model: nn.Module, layers: LayerMap, cases: Sequence[int], device: torch.device
     ) -> dict[str, Representation]:
@@ -210,7 +210,7 @@ class CausalObjective(Composable):
             for key in (key for each in keys for key in each):
                 place.setdefault(key, len(place))
         batch = collate([self.plan.cases.views[view][n] for view, n in place], self._pad_id).to(device)
-        with reading(layers) as seen:
+        with reading(layers) as seen, torch.set_grad_enabled(self._moves_all and torch.is_grad_enabled()):
             unwrapped(model)(**batch.model_inputs(), logits_to_keep=1)
             found = picked(seen, batch, self.plan.config.kinds)
         at = {view: torch.tensor([[place[key] for key in each] for each in keys]) for view, keys in wanted.items()}
