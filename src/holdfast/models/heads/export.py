@@ -1,7 +1,9 @@
 """Heads in the layouts of others. Without heads there is nothing to export: the model's folder is a plain one.
 
-The layouts were read from FasterDecoding/Medusa (``train_legacy.py``, ``medusa_model.py``), from TensorRT-LLM's and
-TGI's loaders of them, and from vLLM's ``deepseek_mtp.py``.
+The layouts were read from FasterDecoding/Medusa (``train_legacy.py``, ``medusa_model.py``) and its loader in
+TensorRT-LLM, which take the first as it is, and from vLLM's ``deepseek_mtp.py``, which takes the second for models of
+DeepSeek's own architecture. vLLM has other names for medusa heads (``blocks.{i}.layers.0``, ``lm_heads.{i}``, and
+``medusa_fc_bias`` in the configuration): it needs the tensors renamed.
 """
 
 from __future__ import annotations
