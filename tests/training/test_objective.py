@@ -1,12 +1,15 @@
+from pathlib import Path
+
 import pytest
 import torch
 from tests.close import assert_close
+from tests.training.helpers import config, run
 from tests.zoo import FAMILIES, tiny
 from torch.nn.functional import cross_entropy
 
 from holdfast.core.errors import ConfigError, LayerError
 from holdfast.data.batches import IGNORE, Batch, Encoded, collate, pack
-from holdfast.training.objective import NextToken
+from holdfast.training.objective import NextToken, Term
 
 
 def some_rows(n: int = 6) -> list[Encoded]:
@@ -176,3 +179,47 @@ def test_shift_agrees_with_a_hand_computed_value() -> None:
     by_hand = cross_entropy(torch.tensor([[0.0, 0.0, 0.0, 2.0]] * 2), torch.tensor([3, 2]), reduction="sum")
     assert term.weight == 2
     assert_close(term.sum, by_hand)
+
+
+class Beside(NextToken):
+    """Trains one number beside the model, and says what happens to it."""
+
+    def __init__(self, name: str, module: str = "bias") -> None:
+        super().__init__(name)
+        object.__setattr__(self, "own", {module: torch.nn.Linear(1, 1)})
+        object.__setattr__(self, "seen", [])
+
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> dict[str, Term]:
+        (own,) = self.own.values()  # type: ignore[attr-defined]
+        term = super().__call__(model, batch)[self.name]
+        return {self.name: Term(term.sum + term.weight * own(torch.ones(1)).square().sum(), term.weight)}
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        return dict(self.own)  # type: ignore[attr-defined]
+
+    def begin(self, step: int, steps: int) -> None:
+        self.seen.append((step, steps))  # type: ignore[attr-defined]
+
+    def figures(self) -> dict[str, float]:
+        return {f"{self.name}/steps": float(len(self.seen))}  # type: ignore[attr-defined]
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        assert not hasattr(model, "beside")
+        self.seen.append(folder.name)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("params", ["full", "lora"])
+def test_what_an_objective_trains_beside_the_model_learns_and_is_taken_out_again(tmp_path: Path, params: str) -> None:
+    one, other = Beside("a"), Beside("b", "scale")
+    before = [p.detach().clone() for each in (one, other) for m in each.modules().values() for p in m.parameters()]
+    result = run(tmp_path, config(steps=2, params=params), n=8, objective=one + 0.5 * other)
+    after = [p for each in (one, other) for m in each.modules().values() for p in m.parameters()]
+    assert all(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
+    assert one.seen == other.seen == [(0, 2), (1, 2), result.folder.name]  # type: ignore[attr-defined]
+    assert result.curves["b/steps"] == [(1, 1.0), (2, 2.0)]
+    assert not any("beside" in name for name, _ in result.model.model.named_parameters())
+
+
+def test_two_modules_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="both have a module 'bias'"):
+        (Beside("a") + Beside("b")).modules()

@@ -22,7 +22,8 @@ def train_case(case: str, out: Path, **keys: Any) -> TrainResult:
     """Train a tiny model from the same start."""
     loaded = tiny("llama")
     objective = objective_of(loaded, examples(ROWS), **CASES[case])
-    settings = config(steps=3, learning_rate=5e-4, **keys)
+    # AdamW moves by the learning rate also where a gradient is all rounding
+    settings = config(steps=3, learning_rate=3e-2, optimizer="sgd", **keys)
     return train(loaded, examples(ROWS), settings, out=out, objective=objective)
 
 

@@ -2,7 +2,7 @@
 
 A cache is a folder of two files: what the losses are of, and the losses as little-endian float16, appended batch by
 batch in an order that the rows alone decide. What stands after the last whole batch is cut off and computed again, in
-the same batches: the end is bit for bit that of an uninterrupted pass.
+the same batches: the end is bit for bit that of an uninterrupted pass. One process writes a cache at a time.
 """
 
 from __future__ import annotations
