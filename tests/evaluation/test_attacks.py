@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.evaluation.attack_cases import Say, case, gold, obey, refuse, roomy, rows
@@ -43,7 +44,7 @@ def by_name(result: EvaluationResult) -> dict[str, Metric]:
     return {metric.name: metric for metric in result.metrics if not metric.group}
 
 
-def attacked(file: SourceConfig, log: Path | None = None, **settings: object) -> EvaluationResult:
+def attacked(file: SourceConfig, log: Path | None = None, **settings: Any) -> EvaluationResult:
     config = AttackConfig(max_new_tokens=4, **settings)
     return attack(roomy(), read_material([file], config), config, log=log)
 

@@ -60,7 +60,7 @@ def test_the_gradient_is_that_of_the_loss_by_one_hot_rows(family: str) -> None:
     start, end = len(suffix.before), len(suffix.before) + len(suffix.ids_l)
     rows_td = torch.cat([rows_td[:start], chosen_lv @ table_vd, rows_td[end:]])
     logits = search._loaded.model(inputs_embeds=rows_td[None], use_cache=False).logits[:, -kept:-1]
-    target_loss(logits, ids_t[0, 1 - kept :])[0].backward()
+    torch.autograd.backward(target_loss(logits, ids_t[0, 1 - kept :])[0])
     assert_close(slopes_lv, chosen_lv.grad)
 
 
