@@ -15,7 +15,6 @@ from holdfast.data.examples import Example, Message
 from holdfast.methods.token_weighting.advantages import HIGH, LOW
 from holdfast.methods.token_weighting.critic import (
     Critic,
-    critic_scores,
     load_critic,
     save_critic,
     score_rows,
@@ -76,13 +75,15 @@ OBJECTIVES = [
 def test_the_token_that_decides_the_outcome_changes_the_value(keys: dict[str, Any]) -> None:
     loaded, critic = trained(**keys)
     rows = encoded(loaded, made())
-    weights = critic_scores(critic, loaded, rows)
+    weights = score_rows(critic, loaded, rows).weights
     mean = torch.cat(weights).mean()
     assert at_first(loaded, rows, weights, "+").mean() > 1.5 * mean
     assert at_first(loaded, rows, weights, "-").mean() < mean
     figures = critic.figures
     assert (figures.n_held_out, figures.n_pairs) == (16, 16)
     assert figures.n_right >= 15
+    assert figures.low is not None
+    assert 0.25 < figures.low < 1
 
 
 def test_there_is_a_weight_for_each_learnt_token_and_it_is_between_the_bounds() -> None:
@@ -190,7 +191,7 @@ def test_a_constant_critic_trips_the_gate(constant: float) -> None:
     head = type(critic.head)(critic.head.linear.in_features)
     torch.nn.init.constant_(head.linear.bias, constant)
     with pytest.raises(NumericsError, match="Uninformative critic: its values hardly change within an answer"):
-        critic_scores(replace(critic, head=head), loaded, encoded(loaded, made())[:5])
+        score_rows(replace(critic, head=head), loaded, encoded(loaded, made())[:5])
 
 
 def test_values_that_differ_only_between_rows_trip_the_gate() -> None:
@@ -240,3 +241,16 @@ def test_figures_are_metrics_with_their_counts_and_a_missing_one_has_a_reason() 
     assert pairs.low <= pairs.value <= pairs.high
     assert (explained.value, explained.reason) == (None, "values of pairs have no unit, or all rewards are equal")
     assert variance.value > 0
+
+
+def test_a_critic_that_does_not_tell_held_out_answers_apart_says_so() -> None:
+    _, critic = trained()
+    known = replace(critic.figures, low=0.51)
+    assert known.notes() == ()
+    guessing = replace(known, n_right=9, low=0.3, high=0.8)
+    assert guessing.notes() == (
+        "The critic is not shown to tell right from wrong: the better answer has the higher value in 9 of 16 pairs, "
+        "interval 0.30 to 0.80. Its weights may be noise.",
+    )
+    (said,) = replace(known, n_pairs=0, n_right=0, low=None, high=None).notes()
+    assert "no question held out has both outcomes" in said

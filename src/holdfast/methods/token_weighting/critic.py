@@ -101,11 +101,6 @@ class Scored:
     """Of the values within a row, its mean over learnt tokens."""
 
 
-def critic_scores(critic: Critic, loaded: LoadedModel, rows: Sequence[Encoded]) -> list[Tensor]:
-    """The weights of `score_rows` alone."""
-    return score_rows(critic, loaded, rows).weights
-
-
 def score_rows(critic: Critic, loaded: LoadedModel, rows: Sequence[Encoded]) -> Scored:
     """Stage 2: what each learnt token of ``rows`` changes, as a weight.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from holdfast.core.errors import NumericsError
 from holdfast.core.results import Metric
-from holdfast.evaluation.intervals import clustered_bootstrap
+from holdfast.evaluation.intervals import clustered_bootstrap, wilson
 from holdfast.methods.token_weighting.critic_config import CriticConfig
 from holdfast.methods.token_weighting.rewards import Answers
 
@@ -36,7 +36,7 @@ class Figures:
     """Pairs in which the better answer has the higher value, on average over its tokens."""
     low: float | None
     high: float | None
-    """Interval of ``n_right / n_pairs``, resampled by question."""
+    """Interval of ``n_right / n_pairs``: resampled by question, or where all pairs agree Wilson's, a question each."""
     explained: float | None
     """Share of the variance of rewards that the value after the last token explains; of regressions only."""
     variance: float
@@ -57,7 +57,7 @@ class Figures:
                 k=self.n_right if pairs else None,
                 low=self.low,
                 high=self.high,
-                interval="bootstrap 95% by question" if pairs else "",
+                interval="" if not pairs else f"{'wilson' if rate in (0, 1) else 'bootstrap'} 95% by question",
                 cluster="question" if pairs else "",
                 reason="" if pairs else "no question held out has both outcomes",
             ),
@@ -70,6 +70,18 @@ class Figures:
             Metric(name="critic/value_variance", value=self.variance, n=self.n_answers + self.n_held_out),
         )
 
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know before weights are made from this critic; nothing where it tells answers apart."""
+        if self.low is not None and self.low > 0.5:
+            return ()
+        found = (
+            f"the better answer has the higher value in {self.n_right} of {self.n_pairs} pairs, interval "
+            f"{self.low:.2f} to {self.high:.2f}"
+            if self.low is not None
+            else "no question held out has both outcomes"
+        )
+        return (f"The critic is not shown to tell right from wrong: {found}. Its weights may be noise.",)
+
 
 def measure(
     answers: Answers, values: Sequence[Tensor], held_out: Sequence[int], config: CriticConfig, scale: float
@@ -80,7 +92,7 @@ def measure(
     right = [float(values[better].mean() > values[worse].mean()) for better, worse in pairs]
     low, high = None, None
     if pairs:
-        low, high = clustered_bootstrap(right, [answers.each[better].question for better, _ in pairs], seed=config.seed)
+        low, high = _interval(right, [answers.each[better].question for better, _ in pairs], config.seed)
     reward_b = torch.tensor([answers.each[n].reward for n in held_out], dtype=torch.float64)
     explained = None
     if config.objective != "pairwise" and float(reward_b.var(correction=0)) > 0:
@@ -99,6 +111,14 @@ def measure(
         place=place,
         scale=scale,
     )
+
+
+def _interval(right: Sequence[float], questions: Sequence[str], seed: int) -> tuple[float, float]:
+    """Of a rate over pairs: by question, as pairs of one question share answers."""
+    if len(set(right)) == 1:
+        count = len(set(questions))
+        return wilson(int(right[0]) * count, count)
+    return clustered_bootstrap(right, questions, seed=seed)
 
 
 def _within(values: Sequence[Tensor]) -> tuple[float, float]:
