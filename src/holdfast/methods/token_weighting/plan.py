@@ -144,26 +144,14 @@ def plan(
     """
     given = dict(references or {})
     _check_given(config, loaded, given, critic, column)
-    encoded = _encoded(loaded, rows, config.horizon)
+    encoded = _encoded(loaded, rows, config.n_heads + 1)
     each = cast(Sequence[Encoded], encoded)
     sizes = torch.tensor([learnt_tokens(row) for row in each])
-    row_n = torch.arange(len(sizes)).repeat_interleave(sizes)
     keys = tuple(key_of(row.ids, row.response) for row in each)
     found = _scores(config, loaded, encoded, _Sources(given, critic, column, cache))
-    stored_n, score_n = found.stored_n, found.score_n
     if config.base == "column":
-        _check_same(each, keys, score_n, sizes)
-    if config.follows:
-        statistics, n = _before_training(config, loaded, each, stored_n, keys)
-        values_n = stored_n
-    elif config.base == "uniform":
-        ones_n = torch.ones(len(row_n))
-        statistics, n, values_n = summary(ones_n), len(ones_n), stored_n
-    else:
-        made = scorers.weigh(config, score_n.float(), row_n, keys)
-        check_numbers(made.weight_n, row_n, [row.id for row in each], None)
-        _check_any(made.weight_n)
-        statistics, n, values_n = summary(made.weight_n, made.clipped_n), len(row_n), made.weight_n
+        _check_same(each, keys, found.score_n, sizes)
+    values_n, statistics, n = _weighed(config, loaded, each, found, keys)
     return TokenWeightingPlan(
         values_n=values_n,
         ends=sizes.cumsum(0),
@@ -177,11 +165,31 @@ def plan(
             references={name: reference.fingerprint for name, reference in sorted(given.items())},
             rows=digest(each),
             n_rows=len(each),
-            n_tokens=len(row_n),
+            n_tokens=int(sizes.sum()),
             n_looked_at=n,
             longest=max(encoded.lengths),
         ),
     )
+
+
+def _weighed(
+    config: TokenWeightingConfig, loaded: LoadedModel, rows: Sequence[Encoded], found: _Found, keys: Sequence[bytes]
+) -> tuple[Tensor, dict[str, float], int]:
+    """What the plan keeps of each token, how weights are spread, and over how many tokens."""
+    if config.follows:
+        return found.stored_n, *_before_training(config, loaded, rows, found.stored_n, keys)
+    row_n = _row_numbers(rows)
+    if config.base == "uniform":
+        return found.stored_n, summary(torch.ones(len(row_n))), len(row_n)
+    made = scorers.weigh(config, found.score_n.float(), row_n, keys)
+    check_numbers(made.weight_n, row_n, [row.id for row in rows], None)
+    _check_any(made.weight_n)
+    return made.weight_n, summary(made.weight_n, made.clipped_n), len(row_n)
+
+
+def _row_numbers(rows: Sequence[Encoded]) -> Tensor:
+    """The number of each learnt token's row."""
+    return torch.arange(len(rows)).repeat_interleave(torch.tensor([learnt_tokens(row) for row in rows]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,14 +349,12 @@ def _before_training(
     ]
     loss_n = torch.cat([loss for loss, _ in looks])
     entropies = [entropy for _, entropy in looks if entropy is not None]
-    sizes = torch.tensor([learnt_tokens(row) for row in first])
     seen = scorers.Seen(
         loss_n,
         stored_n[: len(loss_n)].float() if len(stored_n) else None,
         torch.cat(entropies) if entropies else None,
     )
-    row_n = torch.arange(len(first)).repeat_interleave(sizes)
-    made = scorers.weigh(config, scorers.FOLLOWING[config.base](seen), row_n, keys)
+    made = scorers.weigh(config, scorers.FOLLOWING[config.base](seen), _row_numbers(first), keys)
     return summary(made.weight_n, made.clipped_n), len(loss_n)
 
 
