@@ -17,6 +17,7 @@ from tests.evaluation.logs import COMPLIANCE, REFUSAL, answers, example, record,
 from holdfast.core.results import Metric, RunRecord, StepRecord
 from holdfast.evaluation.front import front
 from holdfast.evaluation.log import Record
+from holdfast.evaluation.retention import retention
 from holdfast.evaluation.table import table
 
 SCRIPTS = Path(__file__).parents[1] / "docs" / "scripts"
@@ -142,6 +143,12 @@ def lines_of(page: Path) -> dict[str, tuple[str, str]]:
     """Claims of a page: by what was to be shown, the figure and whether it was."""
     rows = [line.strip("| ").split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if "|" in line]
     return {row[0]: (row[1], row[2]) for row in rows if len(row) == 3}
+
+
+def lines_of_text(text: str) -> dict[str, list[str]]:
+    """Rows of a table by their first cell."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows}
 
 
 def starting(claims: Mapping[str, tuple[str, str]], *words: str) -> tuple[str, str]:
@@ -321,28 +328,57 @@ def test_the_map_has_an_axis_for_each_thing_varied_with_the_centre_on_all(script
     }
 
 
-def retention_run(folder: Path, kept: Mapping[tuple[str, int], float]) -> Path:
-    metrics = [
-        Metric(name="retention/mean", value=v, n=9, low=v - 0.03, high=v + 0.03, group=f"row={row}, experts={count}")
-        for (row, count), v in kept.items()
-    ]
-    rules = {row: [f"after-{row}"] for row, _ in kept}
-    steps = [step(row, "train" if row == "base" else "merge") for row in rules]
-    steps += [step(f"after-{row}", "evaluate", model={"source": row}) for row in rules]
-    return saved(folder, [*steps, step("kept", "retention", metrics, rows=rules, alone={"swap": ["after-swap"]})])
+SKILLS = ("lab/skills/swap", "lab/skills/plus", "lab/skills/comma")
+
+
+def skilled(folder: Path, ident: str, tasks: Sequence[str], right: int) -> StepRecord:
+    """An evaluation with so many right answers to each task, and its log."""
+    (folder / ident).mkdir()
+    save(folder / ident / "log.jsonl", [each for task in tasks for each in asked(task, right)])
+    source = ident.removeprefix("after-")
+    return step(ident, "evaluate", model={"source": source}, tasks=[{"name": task} for task in tasks])
+
+
+def retention_run(folder: Path, right: Mapping[tuple[str, int], int]) -> Path:
+    """Adapters that are right in 50 of 60 rows of their tasks, and by row and number of adapters, in how many it is."""
+    folder.mkdir()
+    alone = {task: [f"after-{task[11:]}"] for task in SKILLS}
+    rows: dict[str, list[str]] = {}
+    steps = [skilled(folder, ids[0], [task], 50) for task, ids in alone.items()]
+    for (row, count), marks in right.items():
+        ident = f"after-{row}-{count}"
+        rows.setdefault(row, []).append(ident)
+        steps.append(step(ident[6:], "train" if row == "base" else "merge"))
+        steps.append(skilled(folder, ident, SKILLS[:count], marks))
+    logs = {row: [folder / ident / "log.jsonl" for ident in ids] for row, ids in rows.items()}
+    found = retention([folder / ids[0] / "log.jsonl" for ids in alone.values()], logs)
+    return saved(folder, [*steps, step("kept", "retention", found.metrics, rows=rows, alone=alone)])
 
 
 def test_retention_is_told_of_rules_at_the_largest_number_of_adapters(script: Any, tmp_path: Path) -> None:
     module, page = script("experts_results"), tmp_path / "page.md"
-    poor = {("ties", 2): 0.97, ("ties", 20): 0.7, ("base", 20): 0.95}
-    module.main(retention_run(tmp_path, {("sst", 2): 0.99, ("sst", 20): 0.92, **poor}))
-    text = page.read_text(encoding="utf-8")
-    what = "| 20 adapters keep at least 90% of single-task scores with the best rule"
-    assert f"{what} | sst, the best of 2: .920 [.890, .950] | yes |" in text
-    assert "| ties | .970 [.940, 1.000] | .700 [.670, .730] |" in text
-    assert "| base | - | .950 [.920, .980] |" in text
-    module.main(retention_run(tmp_path, poor))
-    assert f"{what} | ties, the best of 1: .700 [.670, .730] | **no** |" in page.read_text(encoding="utf-8")
+    poor = {("ties", 2): 48, ("ties", 3): 30, ("base", 2): 20, ("base", 3): 20}
+    module.main(retention_run(tmp_path / "won", {("sst", 2): 50, ("sst", 3): 47, **poor}))
+    claims, what = lines_of(page), "3 adapters keep at least 90% of single-task scores with the best rule"
+    measured, met = claims[what]
+    assert measured.startswith("sst, the best of 2: .940 [")
+    assert "; base .400 [" in measured
+    assert met == "yes"
+    module.main(retention_run(tmp_path / "lost", poor))
+    measured, met = lines_of(page)[what]
+    assert measured.startswith("ties, the best of 1: .600 [")
+    assert met == "**no**"
+
+
+def test_what_a_merge_keeps_is_also_told_as_a_share_of_what_the_adapters_add(script: Any, tmp_path: Path) -> None:
+    right = {("sst", 2): 50, ("sst", 3): 47, ("ties", 2): 48, ("ties", 3): 5, ("base", 2): 20, ("base", 3): 20}
+    script("experts_results").main(retention_run(tmp_path / "run", right))
+    parts = (tmp_path / "page.md").read_text(encoding="utf-8").split("## ")
+    gained = lines_of_text(next(part for part in parts if part.startswith("What the merges keep")))
+    assert set(gained) == {"rule", "---", "sst", "ties"}
+    assert [cell.split(" ")[0] for cell in (*gained["sst"], *gained["ties"])] == ["1.000", ".900", ".933", "-.500"]
+    tasks = lines_of_text(next(part for part in parts if part.startswith("The tasks")))
+    assert [cell.split(" ")[0] for cell in tasks["`lab/skills/plus`"][:2]] == [".333", ".833"]
 
 
 def test_rules_are_shown_with_what_they_take_and_the_ones_that_none_beats(
