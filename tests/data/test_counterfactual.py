@@ -12,7 +12,7 @@ from tests.public_data import public
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.data.audit import wording
-from holdfast.data.counterfactual import CASE_FORMATS, Counterfactual, read_cases, read_unchecked
+from holdfast.data.counterfactual import CASE_FORMATS, Counterfactual, of_families, read_cases, read_unchecked
 from holdfast.data.counterfactual.checks import holds
 from holdfast.data.counterfactual.splits import connected, hashed, held_out
 from holdfast.data.lab import rows as lab_rows
@@ -298,3 +298,11 @@ def test_a_source_that_holds_no_cases_says_what_would(tmp_path: Path) -> None:
         read_cases(SourceConfig(source="nothing"))
     with pytest.raises(ConfigError, match="Unknown format of cases 'seb'"):
         read_cases(write(tmp_path / "rows.jsonl", TASKS).model_copy(update={"format": "seb"}))
+
+
+def test_families_are_picked_by_name_and_unknown_ones_told() -> None:
+    cases = [CASE, replace(CASE, attack="naive")]
+    assert of_families(cases, ()) == tuple(cases)
+    assert of_families(cases, ["naive"]) == (cases[1],)
+    with pytest.raises(DataError, match="attack family 'naiv'. Did you mean 'naive'"):
+        of_families(cases, ["naiv"])

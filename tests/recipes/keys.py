@@ -130,6 +130,7 @@ KEYS: dict[str, dict[str, dict]] = {
         "of": {"of": "energies"},
     },
     "causal": {
+        "families": {"families": ["naive"]},
         "layers": {"layers": ["q_proj"]},
         "tokens": {"tokens": "prompt"},
         "lambda_task": {"lambda_task": 2.0},
@@ -223,6 +224,7 @@ KEYS: dict[str, dict[str, dict]] = {
     },
     "attack": {
         "limit": {"limit": 3},
+        "families": {"families": ["naive"]},
         "probes": {"probes": 5},
         "defence": {"defence": "sandwich"},
         "false_positives": {"defence": "perplexity", "false_positives": 0.1},

@@ -128,6 +128,7 @@ def reached(monkeypatch, tmp_path):
         monkeypatch.setattr("holdfast.methods.rotation.apply.apply", lambda loaded, plan: plan)
         monkeypatch.setattr("holdfast.methods.rotation.baselines.run", called("baseline"))
         monkeypatch.setattr("holdfast.recipes.causal.read", lambda sources: [s.split or s.seed for s in sources])
+        monkeypatch.setattr("holdfast.data.counterfactual.of_families", lambda cases, named: [*cases, *named])
         monkeypatch.setattr("holdfast.recipes.causal.audited", lambda *_: SimpleNamespace(refused=()))
         monkeypatch.setattr("holdfast.methods.causal.plan.plan", called("causal"))
         monkeypatch.setattr(
@@ -232,7 +233,7 @@ def test_every_key_of_a_causal_plan_reaches_it(reached):
     (config, _, cases, validation), _ = seen.causal
     assert config == CausalConfig(**{key: step[key] for key in CausalConfig.model_fields})
     assert seen.models == [ModelConfig(source="org/other")]
-    assert (cases, validation) == ([2], ["validation"])
+    assert (cases, validation) == ([2, "naive"], ["validation"])
 
 
 def test_an_objective_and_its_factor_reach_the_loop(reached):

@@ -32,13 +32,14 @@ SHOWN = 3
 def plan(context: Context) -> Outcome:
     """Audit the set, look at the model on its cases, and keep the plan."""
     from holdfast.core.runtime import peak_bytes
+    from holdfast.data.counterfactual import of_families
     from holdfast.methods.causal import plan as planning
     from holdfast.methods.causal import store
     from holdfast.models.load import load_model
 
     step = context.recipe.steps[context.step_id]
     assert isinstance(step, CausalStep)
-    cases, validation = read(step.cases), read(step.validation)
+    cases, validation = of_families(read(step.cases), step.families), read(step.validation)
     found = audited(step, cases, validation)
     if found.refused and not step.force:
         said = "; ".join(f"{check.name} ({check.said})" for check in found.refused)
@@ -170,6 +171,7 @@ def objective(context: Context, plan_id: str, loaded: LoadedModel, own: Rows) ->
         ConfigError: the plan is of another model or chat template.
         DataError: a plain row has the id of a case, or a case is longer than the training takes.
     """
+    from holdfast.data.counterfactual import of_families
     from holdfast.methods.causal import apply, store
     from holdfast.methods.causal.plan import training_rows
 
@@ -184,7 +186,7 @@ def objective(context: Context, plan_id: str, loaded: LoadedModel, own: Rows) ->
             "them. Do: rename it."
         )
     _check_lengths(made, plan_id, training.max_length)
-    brought = Rows(training_rows(read(step.cases)), training_rows(read(step.validation)))
+    brought = Rows(training_rows(of_families(read(step.cases), step.families)), training_rows(read(step.validation)))
     return apply.apply(loaded, replace(made, plain=plain), training.loss_over), brought
 
 

@@ -23,6 +23,8 @@ class CausalStep(CausalConfig):
     """Cases to train on: a file of cases, rows to attack, or ``lab/injection``."""
     validation: tuple[Source, ...] = ()
     """Cases for the validation loss of the training."""
+    families: tuple[str, ...] = ()
+    """Attack families of ``cases`` to train on; all of them where it is left out."""
     force: bool = False
     """Go on although the audit of the set refuses it; the record says so."""
     quick: dict[str, Any] = Field(default_factory=dict)

@@ -57,6 +57,18 @@ def read_cases(source: SourceConfig) -> tuple[Counterfactual, ...]:
     return tuple(drawn(kept, source))
 
 
+def of_families(cases: Sequence[Counterfactual], families: Sequence[str]) -> tuple[Counterfactual, ...]:
+    """Those of the named attack families; all of them where none is named.
+
+    Raises:
+        DataError: a family that no case has.
+    """
+    known = {case.attack for case in cases}
+    if unknown := sorted(set(families) - known):
+        raise DataError(f"No case of the attack family {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
+    return tuple(case for case in cases if not families or case.attack in families)
+
+
 def read_unchecked(source: SourceConfig) -> tuple[Counterfactual, ...]:
     """All cases in all splits, with their faults: what an audit looks at."""
     refuse_unused(source)

@@ -41,6 +41,8 @@ class AttackConfig(Config):
 
     limit: int | None = Field(default=None, ge=1)
     """Cases of each attack family, drawn by ``seed``. Default: all; of the lab 30."""
+    families: tuple[str, ...] = ()
+    """Attack families that are tried; all of them where it is left out."""
     probes: int = Field(default=300, ge=0)
     """Cases for each of the other questions (triggers, order, quoting, obeyed instructions) and for ``best_of``."""
     defence: Annotated[str, AfterValidator(_known)] = "none"

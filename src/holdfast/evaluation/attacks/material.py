@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.core.errors import DataError
-from holdfast.data.counterfactual import Counterfactual, read_cases
+from holdfast.data.counterfactual import Counterfactual, of_families, read_cases
 from holdfast.data.counterfactual.checks import holds
 from holdfast.data.counterfactual.read import LAB
 from holdfast.data.examples import Example, Message
@@ -96,7 +96,7 @@ def _cases(source: SourceConfig, config: AttackConfig) -> list[Counterfactual]:
         limit = limit or LAB_CASES
         families = len(attack_names(source.split))
         source = source.model_copy(update={"rows": DRAWN * families * max(limit, LAB_CASES), "seed": source.seed})
-    cases = read_cases(source)
+    cases = of_families(read_cases(source), config.families)
     if limit is None:
         return list(cases)
     by_family: dict[str, list[Counterfactual]] = {}
