@@ -304,5 +304,5 @@ def test_families_are_picked_by_name_and_unknown_ones_told() -> None:
     cases = [CASE, replace(CASE, attack="naive")]
     assert of_families(cases, ()) == tuple(cases)
     assert of_families(cases, ["naive"]) == (cases[1],)
-    with pytest.raises(DataError, match="attack family 'naiv'. Did you mean 'naive'"):
+    with pytest.raises(DataError, match=r"attack family 'naiv'\. Did you mean 'naive'"):
         of_families(cases, ["naiv"])

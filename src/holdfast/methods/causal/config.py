@@ -31,8 +31,8 @@ class CausalConfig(Config):
     lambda_preference: float = Field(default=0.0, ge=0)
     """Weight of ``preference``: under attack the wanted answer over the payload's, beside the start model (DPO)."""
     gradient: Literal["attacked", "both"] = "attacked"
-    """Which side ``invariance`` and ``separation`` move: the attacked alone, or all of them, the obeyed one too. With the
-    attacked alone representations hardly part from those of obedience."""
+    """Which views ``invariance`` and ``separation`` move: the attacked alone, or all of them, the obeyed too. Only with
+    ``both`` do representations part much from those of obedience."""
     temperature: float = Field(default=0.07, gt=0)
     """Of ``separation``: cosines are divided by it."""
     partners: int = Field(default=1, ge=1)
