@@ -26,7 +26,7 @@ def main(source: str = "lab", out: str = "runs/hold", steps: str = "100") -> Non
     rows += load_examples(SourceConfig(source="lab/requests/complied", rows=160))
 
     made = plan(RotationConfig(frozen_share=0.6), loaded, safety)
-    print(f"{len(made.frozen)} layers; halves of the safety rows agree on {made.stability:.0%} of the mask")
+    print(*made.notes(), sep="\n")
     settings = TrainConfig(steps=int(steps), batch_size=16, max_length=256, learning_rate=5e-4)
     held = train(loaded, rows, settings, out=Path(out), constraint=apply(loaded, made))
     proofs = certify(held, made, loaded)

@@ -63,6 +63,7 @@ def test_a_plan_survives_disk(name: str, variant: str, tmp_path: Path) -> None:
     case, plan = CASES[name], made(name, variant)
     case.save(plan, tmp_path / "plan")
     assert_same_content(case, case.load(tmp_path / "plan"), plan)
+    assert case.load(tmp_path / "plan").notes() == plan.notes() != ()
 
 
 @each_kind

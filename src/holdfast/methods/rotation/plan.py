@@ -143,6 +143,13 @@ class RotationPlan:
             )
         return rows
 
+    def notes(self) -> tuple[str, ...]:
+        """What the plan was made from, and how much of it hangs on the choice of rows."""
+        halves = (
+            "" if self.stability is None else f"; halves of the safety rows agree on {self.stability:.0%} of the mask"
+        )
+        return (*self.basis.notes(), f"{len(self.frozen)} layers{halves}.")
+
 
 def plan(
     config: RotationConfig, loaded: LoadedModel, safety: Sequence[Example], task: Sequence[Example] = ()
