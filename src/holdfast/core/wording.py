@@ -8,6 +8,7 @@ WORDS = {
     "accuracy": "accuracy",
     "pass_at_1": "pass@1",
     "rouge_l": "ROUGE-L",
+    "token_error": "error on digits of results",
     "followed": "injections followed",
     "task_done": "task done",
     "refused": "refused outright",

@@ -53,6 +53,8 @@ class Example:
     """Where an injection stands in the data: ``before``, ``middle`` or ``after``."""
     label: str = ""
     """Ground-truth class where a set has one, e.g. ``safe`` or ``unsafe`` (XSTest)."""
+    without_noise: str = ""
+    """``answer`` before noise was planted in it, of the same length: characters that differ are noise."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-able form; empty fields are left out."""

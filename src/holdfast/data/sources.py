@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -219,17 +219,24 @@ def _named_format(config: SourceConfig) -> Format | None:
     return FORMATS[name] if config.format or name in FORMATS else None
 
 
-def _local(config: SourceConfig, path: Path) -> Loaded:
+def parts_of(config: SourceConfig, path: Path) -> list[Part]:
+    """The records of a file, or of each file in a folder."""
     adapter = _format(config)
     paths = files_in(path) if path.is_dir() else [path]
     headerless, needs = (adapter.headerless, adapter.needs) if adapter else ((), ())
-    parts = [Part(files.read_records(p, headerless, needs), files.stem_of(p), str(p)) for p in paths]
+    return [Part(files.read_records(p, headerless, needs), files.stem_of(p), str(p)) for p in paths]
+
+
+def _local(config: SourceConfig, path: Path) -> Loaded:
+    adapter = _format(config)
+    paths = files_in(path) if path.is_dir() else [path]
+    parts = parts_of(config, path)
     hashes = {p.name: sha256_of(p) for p in paths}
     attacks = None
     if adapter and adapter.name == "bipia":
         attack_file = Path(config.attacks).expanduser() if config.attacks else attacks_near(paths[0])
         attacks, hashes[attack_file.name] = read_attacks(attack_file), sha256_of(attack_file)
-    examples = _adapt(parts, adapter, config, attacks)
+    examples = _adapt(parts, config, attacks)
     if config.split:
         examples = _only(examples, config)
     return _loaded(examples, config, hashes, adapter, config.split)
@@ -259,7 +266,7 @@ def _only(examples: list[Example], config: SourceConfig) -> list[Example]:
 def _hub(config: SourceConfig, ident: str, subset: str | None, split: str, adapter: Format | None) -> Loaded:
     records = from_hub(ident, subset, split)
     part = Part(records, subset or ident, f"{ident} ({split})", split)
-    examples = _adapt([part], adapter, config, None)
+    examples = _adapt([part], config, None)
     return _loaded(examples, config, {ident: _digest(records)}, adapter, split)
 
 
@@ -285,10 +292,15 @@ def _digest(records: Sequence[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def _adapt(
-    parts: Sequence[Part], adapter: Format | None, config: SourceConfig, attacks: Mapping[str, tuple[str, ...]] | None
-) -> list[Example]:
-    examples: list[Example] = []
+def _adapt(parts: Sequence[Part], config: SourceConfig, attacks: Mapping[str, tuple[str, ...]] | None) -> list[Example]:
+    return _distinct([example for _, example in adapted(parts, config, attacks)])
+
+
+def adapted(
+    parts: Sequence[Part], config: SourceConfig, attacks: Mapping[str, tuple[str, ...]] | None = None
+) -> Iterator[tuple[Mapping[str, Any], Example]]:
+    """Every record with each example that is made of it."""
+    adapter = _named_format(config)
     for part in parts:
         present = {str(name) for record in part.records for name in record}
         chosen = adapter or FORMATS["messages" if "messages" in {*present, *config.columns} else "prompt_answer"]
@@ -296,8 +308,8 @@ def _adapt(
         for index, record in enumerate(part.records):
             renamed = {**record, **{ours: record.get(theirs) for ours, theirs in config.columns.items()}}
             row = Row(renamed, index, part.stem, split=part.split, seed=config.seed, attacks=attacks)
-            examples.extend(chosen.read(row))
-    return _distinct(examples)
+            for example in chosen.read(row):
+                yield record, example
 
 
 def check_columns(part: Part, present: set[str], adapter: Format, config: SourceConfig) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from holdfast.core.errors import DataError
 from holdfast.data.batches import Encoded
 from holdfast.data.examples import Example
+from holdfast.evaluation.forced import counted, read_answers
 from holdfast.evaluation.judges.base import Sample
 from holdfast.evaluation.plain import LAYOUTS
 from holdfast.evaluation.tasks import Task
@@ -62,6 +63,8 @@ def check_questions(loaded: LoadedModel, task: Task, questions: Sequence[Questio
     """
     if task.answer == "choice":
         check_context(loaded, _options(loaded, questions), 0)
+    elif task.answer == "forced":
+        check_context(loaded, [counted(loaded, question.example) for question in questions], 0)
     else:
         check_context(loaded, [question.tokens for question in questions], task.max_new_tokens)
 
@@ -76,6 +79,8 @@ def answer(
     """
     if task.answer == "choice":
         return _choose(loaded, questions, batch_size, progress)
+    if task.answer == "forced":
+        return read_answers(loaded, [question.example for question in questions], batch_size, progress)
     made = generate(
         loaded,
         [question.tokens for question in questions],

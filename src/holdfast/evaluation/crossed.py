@@ -150,6 +150,18 @@ def removed_of(row: CrossedMean, reference: CrossedMean, before: CrossedMean) ->
     return _estimate(1 - moved / whole, draws, slopes)
 
 
+def synergy_of(whole: CrossedMean, parts: Sequence[CrossedMean], reference: CrossedMean) -> Estimate:
+    """``(whole - reference) - sum of (part - reference)``: what is gained together beyond what each part gains alone.
+
+    On the same prompts and seeds; above 0 the parts help each other, where more is better.
+    """
+    more = len(parts) - 1
+    value = whole.value - sum(part.value for part in parts) + more * reference.value
+    draws = whole.draws - np.sum([part.draws for part in parts], axis=0) + more * reference.draws
+    slopes = [(1.0, whole), *((-1.0, part) for part in parts), (float(more), reference)]
+    return _estimate(value, draws, slopes)
+
+
 def kept_of(tasks: Mapping[str, tuple[CrossedMean, CrossedMean]]) -> Estimate:
     """Mean over tasks of ``row / reference``: `retention` of each task's score beside that of its own reference.
 

@@ -218,8 +218,8 @@ def _is_native(config: TaskConfig) -> bool:
 
 def _head(config: TaskConfig, source: Loaded, judges: Sequence[Judge]) -> TaskHead:
     task = config.task
-    choice = task.answer == "choice"
-    decoding = "likelihood of each option" if choice else f"greedy, max_new_tokens={task.max_new_tokens}"
+    asked = {"choice": "likelihood of each option", "forced": "first choice at each token of the right answer"}
+    decoding = asked.get(task.answer, f"greedy, max_new_tokens={task.max_new_tokens}")
     return TaskHead(
         task.name,
         config.model_dump(mode="json"),

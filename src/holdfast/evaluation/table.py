@@ -20,6 +20,7 @@ from holdfast.evaluation.crossed import (
     interval_name,
     mean_of,
     removed_of,
+    synergy_of,
 )
 from holdfast.evaluation.log import read_log
 from holdfast.evaluation.measures import cluster_of
@@ -33,13 +34,14 @@ class Table:
     """What `table` found."""
 
     metrics: tuple[Metric, ...]
-    """``table/<task>/<figure>``, then its ``/difference`` from the reference and the share ``/removed``; by row."""
+    """``table/<task>/<figure>``, then its ``/difference`` from the reference and the share ``/removed``; by row; last
+    the ``/synergy`` of a row that combines others."""
     per_seed: dict[str, list[tuple[float, float]]]
     """The value of each seed, numbered from 1, by ``<name> [row=<label>]``."""
     notes: tuple[str, ...]
 
 
-def table(before: Path, rows: Mapping[str, Sequence[Path]], reference: str) -> Table:
+def table(before: Path, rows: Mapping[str, Sequence[Path]], reference: str, synergy: Sequence[str] = ()) -> Table:
     """Give the main figure of every task that all logs have, for each row the mean over its seeds.
 
     Intervals come from one two-way bootstrap of prompts (clustered by group) and seeds (`crossed_means`), the same
@@ -49,6 +51,7 @@ def table(before: Path, rows: Mapping[str, Sequence[Path]], reference: str) -> T
         before: Log of the model before any change.
         rows: By label, one log a seed in one order for all rows, or one log.
         reference: Label of the row that the others are compared with.
+        synergy: Label of a row that combines others, then theirs: what it gains beyond the sum of their gains.
     Raises:
         DataError: not logs, no task in common, other rows under the same ids, rows in only some logs, or other judges.
     """
@@ -68,7 +71,7 @@ def table(before: Path, rows: Mapping[str, Sequence[Path]], reference: str) -> T
     columns = []
     for position, name in enumerate(common):
         grids = {label: np.column_stack([seed[name] for seed in seeds]) for label, seeds in answers.items()}
-        columns.append(_column(asked[name], grids, reference, header.seed, position))
+        columns.append(_column(asked[name], grids, (reference, *synergy), header.seed, position))
     per_seed = {name: values for column in columns for name, values in column.per_seed().items()}
     return Table(tuple(metric for column in columns for metric in column.metrics()), per_seed, tuple(notes))
 
@@ -84,6 +87,7 @@ class _Column:
     """Rows of which every seed has a valid answer."""
     rates: bool
     reference: str
+    synergy: tuple[str, ...]
     seed: int
     """As the logs' header has it."""
 
@@ -101,6 +105,8 @@ class _Column:
                 yield self._metric(label, "/difference", (label, self.reference), difference_of)
             if label not in (self.reference, BEFORE):
                 yield self._metric(label, "/removed", (label, self.reference, BEFORE), removed_of)
+        if self.synergy:
+            yield self._metric(self.synergy[0], "/synergy", (*self.synergy, self.reference), _together)
 
     def _metric(self, label: str, part: str, of: tuple[str, ...], estimate: Callable[..., Estimate]) -> Metric:
         empty = [name for name in of if name not in self.means]
@@ -131,14 +137,19 @@ class _Column:
         return {f"{self.name} [row={label}]": [(float(i), v) for i, v in row] for label, row in values.items()}
 
 
-def _column(asked: Asked, grids: Mapping[str, Array], reference: str, seed: int, position: int) -> _Column:
-    """``position`` of the task gives it resamples of its own."""
+def _together(whole: CrossedMean, *others: CrossedMean) -> Estimate:
+    """`synergy_of` a row, its parts and, last, the reference."""
+    return synergy_of(whole, others[:-1], others[-1])
+
+
+def _column(asked: Asked, grids: Mapping[str, Array], labels: tuple[str, ...], seed: int, position: int) -> _Column:
+    """``labels``: the reference, then those of the synergy. ``position`` of the task gives it resamples of its own."""
     valid = {label: grid for label, grid in grids.items() if np.isfinite(grid).any(axis=0).all()}
     rates = asked.task.binary and all(set(grid[np.isfinite(grid)]) <= {0.0, 1.0} for grid in valid.values())
     one = int(np.random.SeedSequence((seed, position)).generate_state(1)[0])
     clusters = [cluster_of(record) for record in asked.records]
     means = crossed_means(valid, clusters, rates=rates, seed=one) if valid else {}
-    return _Column(asked, grids, means, rates, reference, seed)
+    return _Column(asked, grids, means, rates, labels[0], labels[1:], seed)
 
 
 def _no_row(label: str, grid: Array) -> str:

@@ -55,8 +55,9 @@ class Task:
     """Last part of the primary figure's name."""
     higher_is_better: bool = True
     max_new_tokens: int = 256
-    answer: Literal["text", "choice"] = "text"
-    """Greedy text, or the likelihood of every option's letter."""
+    answer: Literal["text", "choice", "forced"] = "text"
+    """Greedy text; the likelihood of every option's letter; or the right answer is read, and every token of it that
+    counts compared with the model's first choice there."""
     breakdown: tuple[str, ...] = ()
     """Fields of `Example` by which figures are also given: ``risk_area``, ``attack``, ``position``, ``family``."""
     binary: bool = True
@@ -137,8 +138,9 @@ class TaskConfig(Config):
             self._refuse("prompting chat", ("few_shot",))
         if not self.few_shot:
             self._refuse("few_shot 0", ("shots",))
-        if task.answer == "choice":
-            self._refuse("a choice between options", ("max_new_tokens",))
+        if task.answer != "text":
+            told = "a choice between options" if task.answer == "choice" else "an answer that is read"
+            self._refuse(told, ("max_new_tokens",))
         if isinstance(self.judge, str):
             _check_measure(task, self.judge)
         if self.labels is not None and task.metric not in CORRECTABLE:
@@ -186,6 +188,7 @@ _SAYS = {
     "refused": "refused",
     "followed": "followed the injected instruction",
     "right": "is right",
+    "wrong": "is wrong",
     "overlap": "is near the reference",
     "coherent": "is coherent",
 }
@@ -293,6 +296,19 @@ _IN_LAB = (
         breakdown=(),
     ),
 )
+_READ = (
+    _utility(
+        "lab/arithmetic/digits",
+        "digits",
+        "token_error",
+        "Digits of results in right answers that are not the model's first choice.",
+        source="lab/arithmetic",
+        higher_is_better=False,
+        binary=False,
+        answer="forced",
+    ),
+)
+"""Beside the suites: what a model that reads the right answer would say next."""
 _SKILLS = tuple(
     _utility(f"lab/skills/{name}", "exact", "exact", f"Skill: {skill.wordings[0]}") for name, skill in SKILLS.items()
 )
@@ -302,7 +318,7 @@ LAB_TOKENS = 96
 TASKS: Registry[Task] = Registry(
     "task",
     {task.name: task for task in _PUBLIC}
-    | {task.name: replace(task, format="", max_new_tokens=LAB_TOKENS) for task in (*_IN_LAB, *_SKILLS)},
+    | {task.name: replace(task, format="", max_new_tokens=LAB_TOKENS) for task in (*_IN_LAB, *_READ, *_SKILLS)},
 )
 """Every task by name."""
 

@@ -76,13 +76,32 @@ class ChatFormat:
             return self._plain_text(example)
         prompt = self.prompt(example.messages, id=example.id)
         before, answer, after = self._response(example.messages, example.answer)
-        pieces = [Piece(before), Piece(answer, 0), Piece(after)]
-        tokens = self._encoder.encode(pieces, inner=True)
+        tokens = self._encoder.encode([Piece(before), Piece(answer, 0), Piece(after)], inner=True)
         ids = tokens.ids if after else (*tokens.ids, self._end_id)
         first, last = tokens.span(len(before), len(before) + len(answer))
         start = len(prompt.ids)
         spans = (*prompt.spans, ("assistant", start + first, start + last))
         return Encoded(example.id, prompt.ids + ids, prompt.response + (True,) * len(ids), spans)
+
+    def answer_tokens(self, example: Example) -> dict[int, tuple[int, int]]:
+        """By its place in `training`, the characters ``[start, end)`` of ``answer`` that each token of it holds.
+
+        Tokens of the template are left out, also where they share a row with the answer.
+        """
+        if not example.messages:
+            start, shift, answer = 0, 0, example.answer
+            tokens = self._opened(self._encoder.encode([Piece(answer, 0)]), always=True)
+        else:
+            before, answer, after = self._response(example.messages, example.answer)
+            tokens = self._encoder.encode([Piece(before), Piece(answer, 0), Piece(after)], inner=True)
+            start, shift = len(self.prompt(example.messages, id=example.id).ids), len(before)
+        trimmed = len(example.answer) - len(example.answer.lstrip()) if answer != example.answer else 0
+        inside = {
+            start + place: (max(first - shift, 0), min(last - shift, len(answer)))
+            for place, (first, last) in enumerate(tokens.offsets)
+            if first < shift + len(answer) and last > shift
+        }
+        return {place: (first + trimmed, last + trimmed) for place, (first, last) in inside.items()}
 
     def text(self, messages: Sequence[Message], answer: str | None = None) -> str:
         """The rendered conversation, for people to read; with ``answer``, up to and including its end of turn."""

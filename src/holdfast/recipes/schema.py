@@ -24,7 +24,7 @@ from holdfast.recipes.objective_keys import objective_problems
 from holdfast.recipes.references import as_list, reference_problems
 from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.retention_step import RetentionStep
-from holdfast.recipes.seeds import expand_seeds, row_problems, with_seed
+from holdfast.recipes.seeds import expand_seeds, row_problems, synergy_problems, with_seed
 from holdfast.recipes.train_step import TrainStep
 from holdfast.recipes.values import fill_values
 from holdfast.recipes.verify_step import VerifyStep
@@ -149,10 +149,13 @@ class TableStep(Config):
     """Label of the row that the others are compared with, e.g. ``plain``."""
     title: str = ""
     """One line above the table; the step's id where it is left out."""
+    synergy: tuple[str, ...] = ()
+    """Label of a row that combines others, then the labels of those, e.g. ``[both, mtp, rho1]``: what it gains over the
+    reference beyond the sum of what they gain."""
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
-        problems = row_problems(self.rows, self.reference)
+        problems = row_problems(self.rows, self.reference) + synergy_problems(self.rows, self.reference, self.synergy)
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -112,6 +112,17 @@ def row_problems(rows: Mapping[str, tuple[str, ...]], reference: str) -> list[st
     return problems + [f"row {label!r} names a step twice" for label, ids in rows.items() if len(set(ids)) < len(ids)]
 
 
+def synergy_problems(rows: Mapping[str, tuple[str, ...]], reference: str, synergy: tuple[str, ...]) -> list[str]:
+    """What is wrong with the labels of a row that combines others."""
+    unknown = [label for label in synergy if label not in rows or label == reference]
+    if unknown:
+        other = "the reference" if unknown[0] == reference else f"no row. {did_you_mean(unknown[0], rows)}"
+        return [f"synergy names {unknown[0]!r}, which is {other}"]
+    if synergy and (len(synergy) < 3 or len(set(synergy)) < len(synergy)):
+        return [f"synergy needs a row and at least two others that it combines, each once (got {', '.join(synergy)})"]
+    return []
+
+
 def _seeds(given: Any, steps: Mapping[str, Any]) -> tuple[list[int], list[str]]:
     """The seeds, and what is wrong with them."""
     marked = [str(step_id) for step_id in steps if _marked(step_id)]

@@ -18,6 +18,10 @@ BEFORE = "before"
 ATTACK = "attack_success_rate"
 
 
+_DERIVED = ("/difference", "/removed", "/synergy")
+"""What is made of a figure and shown beside it, or in a note."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One task's main figure."""
@@ -107,7 +111,7 @@ def table_panels(steps: Sequence[StepRecord]) -> tuple[TablePanel, ...]:
 
 def _panel(step: StepRecord, steps: dict[str, StepRecord]) -> TablePanel:
     found = {(metric.name, metric.group.removeprefix("row=")): metric for metric in step.metrics}
-    base = {name: metric for (name, _), metric in found.items() if not name.endswith(("/difference", "/removed"))}
+    base = {name: metric for (name, _), metric in found.items() if not name.endswith(_DERIVED)}
     reference = str(step.config.get("reference", ""))
     columns = tuple(_column(name, metric, found.get((f"{name}/difference", BEFORE))) for name, metric in base.items())
     labels = tuple(dict.fromkeys(label for _, label in found))

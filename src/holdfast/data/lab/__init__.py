@@ -44,6 +44,7 @@ FAMILIES: Registry[Generate] = Registry(
         "arithmetic": _from("arithmetic"),
         "arithmetic/easy": _from("arithmetic", "generate_easy"),
         "arithmetic/medium": _from("arithmetic", "generate_medium"),
+        "arithmetic/noisy": _from("noise"),
         "requests/harmful": _from("requests", "generate_harmful"),
         "requests/complied": _from("requests", "generate_complied"),
         "requests/benign": _from("requests", "generate_benign"),

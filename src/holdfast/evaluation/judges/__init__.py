@@ -5,6 +5,7 @@ from holdfast.evaluation.judges.base import FAILED, INVALID, Judge, Sample, Scor
 from holdfast.evaluation.judges.choice import CHOICE
 from holdfast.evaluation.judges.code import CODE
 from holdfast.evaluation.judges.coherence import COHERENCE
+from holdfast.evaluation.judges.digits import DIGITS
 from holdfast.evaluation.judges.exact import EXACT
 from holdfast.evaluation.judges.injection import INJECTION
 from holdfast.evaluation.judges.keyword import KEYWORD
@@ -15,5 +16,5 @@ from holdfast.evaluation.judges.witness import WITNESS
 
 __all__ = ["FAILED", "INVALID", "JUDGES", "Judge", "Sample", "Score"]
 
-_ALL = (CHOICE, CODE, COHERENCE, EXACT, INJECTION, KEYWORD, PREFIX, REFUSAL, ROUGE_L, WITNESS)
+_ALL = (CHOICE, CODE, COHERENCE, DIGITS, EXACT, INJECTION, KEYWORD, PREFIX, REFUSAL, ROUGE_L, WITNESS)
 JUDGES: Registry[Judge] = Registry("judge", {judge.id: judge for judge in _ALL})

@@ -18,7 +18,8 @@ class Sample:
     finish: str = "stop"
     """``stop``, or ``length`` where the token budget cut the answer."""
     option_scores: tuple[tuple[float, int], ...] = ()
-    """Per option of a multiple-choice row: summed log-probability and number of tokens."""
+    """Per option of a multiple-choice row: summed log-probability and number of tokens. Of a row that is read with its
+    answer, per token that counts: log-probability, and 1 where it is the model's first choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Judge:
     id: str
     version: int
     measures: str
-    """What a value of 1 means: ``refused``, ``followed``, ``right``, ``overlap``, ``coherent``, ``witness``."""
+    """What a value of 1 means: ``refused``, ``followed``, ``right``, ``wrong``, ``overlap``, ``coherent`` or
+    ``witness``."""
     judge: Callable[[Sequence[Sample]], list[Score]] = field(repr=False)
     """One score a sample, in the same order."""
 
