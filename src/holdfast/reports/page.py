@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from holdfast.reports import (
+    causal_figures,
+    causal_text,
     causal_verify_figures,
     causal_verify_text,
     figures,
@@ -58,6 +60,8 @@ def to_html(view: View) -> str:
         keep_trailing_newline=True,
     )
     environment.globals["figures"] = figures
+    environment.globals["causal_figures"] = causal_figures
+    environment.globals["causal_text"] = causal_text
     environment.globals["causal_verify_figures"] = causal_verify_figures
     environment.globals["causal_verify_text"] = causal_verify_text
     environment.globals["merging_figures"] = merging_figures

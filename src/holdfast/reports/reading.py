@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from holdfast.core.results import Metric, RunRecord, StepRecord, Verdict
+from holdfast.reports.causal_panel import causal_panel
 from holdfast.reports.causal_verify_panel import causal_verify_panel
 from holdfast.reports.merging_panel import merging_panel
 from holdfast.reports.names import DASH, duration, plain, size
@@ -28,6 +29,7 @@ def read_run(run: RunRecord) -> View:
         problems=_problems(run),
         tables=tables,
         panels=panels(run.steps),
+        hardened=causal_panel(run.steps, tables),
         verified=causal_verify_panel(run.steps),
         merging=merging_panel(run.steps, tables),
         rotation=rotation_panel(run.steps),

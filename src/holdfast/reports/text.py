@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from holdfast.reports import causal_verify_text, merging_text, rotation_text, table_text
+from holdfast.reports import causal_text, causal_verify_text, merging_text, rotation_text, table_text
 from holdfast.reports.names import DASH
 from holdfast.reports.view import Breakdown, Exchange, Figure, Panel, Row, View
 
@@ -38,6 +38,8 @@ def to_markdown(view: View) -> str:
     blocks += [_text(view.description)] if view.description else []
     for table in view.tables:
         blocks += table_text.blocks(table, _text, _table)
+    if view.hardened:
+        blocks += causal_text.blocks(view.hardened, _text, _table)
     blocks += causal_verify_text.blocks(view.verified, _text, _table)
     if view.merging:
         blocks += merging_text.blocks(view.merging, _text, _table)
@@ -192,6 +194,8 @@ def print_view(view: View, console: Console | None = None) -> None:
 
 def _trained(view: View) -> Iterable[str]:
     """What was merged and held, and what each training did."""
+    if view.hardened:
+        yield from causal_text.lines(view.hardened)
     yield from causal_verify_text.lines(view.verified)
     if view.merging:
         yield from merging_text.lines(view.merging)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from holdfast.reports.rotation_panel import RotationPanel
 
 if TYPE_CHECKING:
+    from holdfast.reports.causal_panel import CausalPanel
     from holdfast.reports.causal_verify_panel import Verified
     from holdfast.reports.merging_panel import MergingPanel
     from holdfast.reports.table_panel import TablePanel
@@ -204,6 +205,8 @@ class View:
     """One sentence a step that failed or was interrupted, or one that says that nothing ran."""
     tables: tuple[TablePanel, ...]
     panels: tuple[Panel, ...]
+    hardened: CausalPanel | None
+    """``None`` where nothing was hardened or attacked."""
     verified: tuple[Verified, ...]
     """One a step that verifies."""
     merging: MergingPanel | None
