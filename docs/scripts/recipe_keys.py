@@ -18,6 +18,7 @@ from holdfast.data.sources import SourceConfig
 from holdfast.evaluation.attacks.config import GcgConfig
 from holdfast.evaluation.judges.config import ChatJudge, ClassifierJudge
 from holdfast.evaluation.tasks import TaskConfig
+from holdfast.methods.token_weighting.critic_config import CriticConfig
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.best_by import BestBy
 from holdfast.recipes.merge_step import AdapterRows, Select
@@ -41,6 +42,7 @@ TABLES: dict[str, type[Config]] = {
     "select": Select,
     "dial": Dialled,
     "gcg": GcgConfig,
+    "critic": CriticConfig,
     "classifier": ClassifierJudge,
     "chat": ChatJudge,
 }

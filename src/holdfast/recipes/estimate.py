@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.core.config import report
 from holdfast.evaluation.judges.config import build_judge
 from holdfast.evaluation.tasks import TaskConfig
-from holdfast.recipes import planning
+from holdfast.recipes import planning, token_weighting_needs
 from holdfast.recipes.adapter_shapes import stored_shapes
 from holdfast.recipes.adapter_step import AdapterStep
 from holdfast.recipes.attack_needs import attack_rows
@@ -23,6 +23,7 @@ from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.planning import FLOAT_BYTES
 from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.schema import BasisStep, EvaluateStep, ImportanceStep, MaskStep, Recipe
+from holdfast.recipes.token_weighting_step import TokenWeightingStep
 from holdfast.recipes.train_step import TrainStep
 from holdfast.recipes.verify_step import VerifyStep
 from holdfast.recipes.verifying import count_cases
@@ -214,8 +215,11 @@ def _mask_needs(checks: Checks, step_id: str, step: MaskStep) -> StepNeeds | Non
     return StepNeeds(step_id, step.do, None, 0, {}, memory, disk)
 
 
-def _causal_needs(checks: Checks, step_id: str, step: CausalStep) -> StepNeeds | None:
-    needs = plan_needs(checks, step_id, step)
+def _plan_needs(checks: Checks, step_id: str, step: CausalStep | TokenWeightingStep) -> StepNeeds | None:
+    if isinstance(step, CausalStep):
+        needs: Any = plan_needs(checks, step_id, step)
+    else:
+        needs = token_weighting_needs.plan_needs(checks, step_id, step)
     if needs is None:
         return None
     memory = RUNTIME_BYTES + needs.memory_bytes
@@ -267,18 +271,21 @@ def _train_needs(checks: Checks, step_id: str, step: TrainStep) -> StepNeeds | N
     if model is None:
         return None
     with_cases, brought = training_needs(checks, step_id, step, model)
+    heads, weighed = token_weighting_needs.training_needs(checks, step_id, step, model)
+    rows = brought | weighed | rows
     full = step.params == "full"
     trained = model.parameters if full else model.lora_parameters(step.lora.rank, step.lora.targets)
-    memory = max(with_cases, _training_bytes(model, step, trained), _measuring_bytes(model, step, trained))
+    plain = _training_bytes(model, step, trained, bool(step.data or weighed)) + 4 * FLOAT_BYTES * heads
+    memory = max(with_cases, plain, _measuring_bytes(model, step, trained))
     result = model.weight_bytes if full else trained * FLOAT_BYTES
-    disk = result + 2 * model.checkpoint_bytes(trainable=trained)
-    return StepNeeds(step_id, step.do, model.parameters, trained, brought | rows, RUNTIME_BYTES + memory, disk)
+    disk = result + heads * FLOAT_BYTES + 2 * model.checkpoint_bytes(trainable=trained + heads)
+    return StepNeeds(step_id, step.do, model.parameters, trained + heads, rows, RUNTIME_BYTES + memory, disk)
 
 
-def _training_bytes(model: Description, step: TrainStep, trained: int) -> int:
-    """Of a training on the step's own rows."""
+def _training_bytes(model: Description, step: TrainStep, trained: int, plain: bool) -> int:
+    """Of a training on whole rows, if ``plain`` ones are there."""
     found = model.training_bytes(
-        tokens=step.batch_size * step.max_length if step.data else 0,
+        tokens=step.batch_size * step.max_length if plain else 0,
         adapter=None if step.params == "full" else trained,
         checkpointing=step.gradient_checkpointing,
         mixed=step.precision == "bf16",
@@ -348,7 +355,8 @@ NEEDS: Mapping[type, Callable[[Checks, str, Any], StepNeeds | None]] = {
     BasisStep: _basis_needs,
     ImportanceStep: _importance_needs,
     MaskStep: _mask_needs,
-    CausalStep: _causal_needs,
+    CausalStep: _plan_needs,
+    TokenWeightingStep: _plan_needs,
     AdapterStep: _adapter_needs,
     MergeStep: _merge_needs,
     RepairStep: _merge_needs,

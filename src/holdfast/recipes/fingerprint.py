@@ -11,7 +11,7 @@ from holdfast.core.files import sha256_of
 from holdfast.models.sources import lab_folder
 from holdfast.recipes.schema import Recipe
 
-PATH_KEYS = ("source", "adapter", "tokenizer", "chat_template", "attacks", "constraint")
+PATH_KEYS = ("source", "adapter", "tokenizer", "chat_template", "attacks", "constraint", "answers", "reward_model")
 """Settings that may name a local file or folder, whose bytes then count."""
 FREE_KEYS = ("options",)
 """Settings of another program, in which any text may name a file."""

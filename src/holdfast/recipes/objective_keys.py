@@ -8,12 +8,13 @@ from pydantic import Field
 
 from holdfast.recipes.causal_step import CausalStep
 from holdfast.recipes.holds import other_model
+from holdfast.recipes.token_weighting_step import TokenWeightingStep
 from holdfast.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from holdfast.recipes.schema import Recipe
 
-PLANS_OF_LOSS = ("causal",)
+PLANS_OF_LOSS = ("causal", "token_weighting")
 """Kinds of step that plan an objective."""
 Factor = Annotated[float, Field(gt=0)]
 
@@ -48,9 +49,27 @@ def _problems(recipe: Recipe, step_id: str, training: Any) -> list[str]:
         problems.append(
             f"objective: {causal[0]!r} and {causal[1]!r} have the same terms. Give one step both their cases"
         )
+    weighted = [name for name, step in known.items() if isinstance(step, TokenWeightingStep)]
+    if weighted:
+        return problems + _weighted_problems(weighted[0], list(known), training)
     if not (training.data or causal):
         problems.append("data: missing, and no causal step of 'objective' brings rows")
     validated = training.validation or training.best_by or any(known[name].validation for name in causal)
     if training.evaluate_every and not validated:
         problems.append("evaluate_every: there are no validation rows: give 'validation' here, or to the causal step")
+    return problems
+
+
+def _weighted_problems(name: str, named: list[str], training: Any) -> list[str]:
+    """A plan of token weights brings all rows of its training, and knows no others."""
+    problems = []
+    if len(named) > 1:
+        other = next(each for each in named if each != name)
+        problems.append(
+            f"objective: {name!r} weighs the tokens of its own rows and cannot be added to {other!r}. Name one of them"
+        )
+    if training.data:
+        problems.append(f"data: step {name!r} brings the rows that it has planned. Take data out")
+    if training.evaluate_every and not (training.validation or training.best_by):
+        problems.append("evaluate_every: there are no validation rows: give 'validation'")
     return problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from holdfast.recipes import causal
+from holdfast.recipes import causal, token_weighting
 from holdfast.recipes.context import Context
 from holdfast.recipes.rows import Rows
 from holdfast.recipes.train_step import TrainStep
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Maker = Callable[[Context, str, "LoadedModel", Rows], "tuple[Objective, Rows]"]
 """From the id of a plan step, the model and the train step's own rows to an objective and the rows that it brings."""
-MAKERS: Mapping[str, Maker] = {"causal": causal.objective}
+MAKERS: Mapping[str, Maker] = {"causal": causal.objective, "token_weighting": token_weighting.objective}
 """By the kind of the plan step."""
 
 

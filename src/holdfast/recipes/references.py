@@ -15,7 +15,7 @@ RESERVED_IDS = ("lab", "new")
 STEP_ID = r"^[a-z][a-z0-9_-]*$"
 PLAN_HEADER, PLAN_MASK = "plan.json", "mask.safetensors"
 """What every plan's folder holds."""
-MODEL_KEYS = (".model", ".unaligned", ".adapter", ".tuned", ".against")
+MODEL_KEYS = (".model", ".unaligned", ".adapter", ".tuned", ".against", ".reference", ".degraded", ".utility")
 """Keys that may name a step, and as well a model from elsewhere."""
 
 

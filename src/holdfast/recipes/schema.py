@@ -25,6 +25,7 @@ from holdfast.recipes.references import as_list, reference_problems
 from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.retention_step import RetentionStep
 from holdfast.recipes.seeds import expand_seeds, row_problems, synergy_problems, with_seed
+from holdfast.recipes.token_weighting_step import TokenWeightingStep
 from holdfast.recipes.train_step import TrainStep
 from holdfast.recipes.values import fill_values
 from holdfast.recipes.verify_step import VerifyStep
@@ -190,6 +191,7 @@ Step = Annotated[
     | ImportanceStep
     | MaskStep
     | CausalStep
+    | TokenWeightingStep
     | AdapterStep
     | MergeStep
     | RepairStep
@@ -323,6 +325,8 @@ def _general_cap(step: Mapping[str, Any]) -> dict[str, Any]:
         return {"limit": min(step.get("limit") or QUICK_ROWS, QUICK_ROWS)}
     if step["do"] == "causal":
         return {key: [_capped(source) for source in step[key]] for key in ("cases", "validation") if step.get(key)}
+    if step["do"] == "token_weighting":
+        return {"data": [_capped(source) for source in step["data"]]}
     if step["do"] == "verify":
         return {"rows": min(step.get("rows") or QUICK_ROWS, QUICK_ROWS), "bound": None}
     if step["do"] != "train":

@@ -15,6 +15,7 @@ from holdfast.recipes import (
     retention,
     rotation,
     table,
+    token_weighting,
     verifying,
 )
 from holdfast.recipes.context import LOG_FILE, Context, Outcome, artifact, name_of, resolve_model
@@ -64,6 +65,7 @@ def _compare(context: Context) -> Outcome:
 EXECUTORS: dict[str, Callable[[Context], Outcome]] = {
     "train": fitting.train,
     "causal": causal.plan,
+    "token_weighting": token_weighting.plan,
     "evaluate": _evaluate,
     "compare": _compare,
     "basis": rotation.find_basis,

@@ -47,7 +47,7 @@ class TrainStep(TrainConfig):
     """The model to start from; the recipe's ``model`` where it is left out."""
     objective: Annotated[dict[str, Factor], BeforeValidator(as_factors)] = Field(default_factory=dict)
     """What is loss, in place of the answers' cross-entropy: the id of a ``causal`` step, which brings its cases as
-    rows; or several ids, each with its factor, ``{steady: 0.3}``, to be added."""
+    rows, or of a ``token_weighting`` step, which brings all rows; or ids, each with its factor, ``{steady: 0.3}``."""
     data: tuple[Source, ...] = ()
     """Rows to learn, mixed in random order; left out only where ``objective`` brings its own."""
     validation: tuple[Source, ...] = ()

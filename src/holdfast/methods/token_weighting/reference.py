@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,19 @@ def vocabulary(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-def check_vocabulary(loaded: LoadedModel, reference: LoadedModel, name: str) -> None:
+class Speaker(Protocol):
+    """A model, or as much of it as is known before it loads."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+
+
+def check_vocabulary(loaded: Speaker, reference: Speaker, name: str) -> None:
     """The reference knows the tokens by the same numbers.
 
     Raises:

@@ -1,0 +1,139 @@
+"""Memory and disk of token weighting, from shapes; and what of it would fail later, from the rows at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from holdfast.core.errors import DataError
+from holdfast.recipes.checks import PROBED, Checks
+from holdfast.recipes.planning import ROW_TOKENS
+from holdfast.recipes.token_weighting_step import READ, TokenWeightingStep
+from holdfast.recipes.train_step import TrainStep
+
+if TYPE_CHECKING:
+    from holdfast.data.examples import Example
+    from holdfast.models.chat import ChatFormat
+    from holdfast.models.describe import Description
+
+PLANNING_ROWS = 8
+"""Rows of one forward while planning."""
+FLOAT_BYTES = 4
+LOGITS = 3
+"""Logits of a forward in 32 bits: themselves, their log-softmax, and a copy of the learnt ones."""
+TOKEN_BYTES = 4
+"""One token of a stored plan, the key of its row among it."""
+BLOCK = 16
+"""Numbers of a further head's block, in squares of the hidden size."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanNeeds:
+    """Of planning."""
+
+    model: Description
+    rows: dict[str, int | None]
+    memory_bytes: int
+    """Without the runtime."""
+    disk_bytes: int
+
+
+def plan_needs(checks: Checks, step_id: str, step: TokenWeightingStep) -> PlanNeeds | None:
+    """What a plan takes; ``None`` where its model cannot be had, and ``checks`` has the problem."""
+    model, chat = checks.model(step_id)
+    rows = checks.rows(step_id, step.data)
+    answers = checks.answers(step_id, step.data) or ()
+    references = [_reference(checks, step_id, step, key, model, chat) for key in READ.get(step.base, ())]
+    if step.base == "critic" and step.critic is not None and step.critic.answers is not None:
+        checks.tried(step_id, lambda: _check_outcomes(step))
+    if (column := step.column) is not None and step.base == "column":
+        checks.tried(step_id, lambda: _check_column(step, column))
+    if chat is not None and answers:
+        checks.tried(step_id, lambda: _check_horizon(step, chat, answers))
+    if model is None:
+        return None
+    checks.tried(step_id, lambda: _check_head(model.skeleton, step))
+    weights = model.weight_bytes + sum(found.weight_bytes for found in references if found is not None)
+    copied = step.base == "critic" and step.teaching().backbone == "own"
+    memory = weights + (4 * FLOAT_BYTES * model.parameters if copied else 0) + _forward_bytes(model)
+    tokens = ROW_TOKENS * sum(n or 0 for n in rows.values())
+    return PlanNeeds(model, rows, memory, TOKEN_BYTES * tokens + (FLOAT_BYTES * model.parameters if copied else 0))
+
+
+def _forward_bytes(model: Description) -> int:
+    return PLANNING_ROWS * ROW_TOKENS * FLOAT_BYTES * (LOGITS * model.vocabulary + 8 * model.hidden)
+
+
+def _reference(
+    checks: Checks, step_id: str, step: TokenWeightingStep, key: str, model: Description | None, chat: ChatFormat | None
+) -> Description | None:
+    """A model that the scorer reads, on paper; its vocabulary is the model's."""
+    from holdfast.methods.token_weighting.reference import check_vocabulary
+
+    if key not in type(step).refers:
+        return None
+    found, other = checks.model(step_id, getattr(step, key))
+    if model is not None and found is not None and chat is not None and other is not None:
+        own = SimpleNamespace(name=model.name, tokenizer=chat.tokenizer)
+        theirs = SimpleNamespace(name=found.name, tokenizer=other.tokenizer)
+        checks.tried(step_id, lambda: check_vocabulary(own, theirs, key))
+    return found
+
+
+def _check_outcomes(step: TokenWeightingStep) -> None:
+    """A file of answers with their rewards has better and worse ones."""
+    from holdfast.methods.token_weighting.rewards import check_outcomes, read_answers
+
+    config = step.teaching()
+    if config.reward == "given" and config.answers is not None:
+        found = read_answers(Path(config.answers).expanduser())
+        check_outcomes(found, pairwise=config.objective == "pairwise")
+
+
+def _check_column(step: TokenWeightingStep, column: str) -> None:
+    from holdfast.data.columns import read_column
+
+    read_column(step.data, column)
+
+
+def _check_head(skeleton: Any, step: TokenWeightingStep) -> None:
+    """The model has an output head, and blocks that further heads are made like."""
+    from holdfast.models.heads.trunk import decoder_of, unembedding
+
+    unembedding(skeleton)
+    if step.n_heads and step.heads != "medusa":
+        decoder_of(skeleton)
+
+
+def _check_horizon(step: TokenWeightingStep, chat: ChatFormat, rows: Sequence[Example]) -> None:
+    """Some of the longest rows at hand reach as far ahead as the furthest head predicts."""
+    longest = sorted(rows, key=lambda row: -len(row.answer) - sum(len(m.content) for m in row.messages))[:PROBED]
+    encoded = [chat.training(row) for row in longest]
+    reach = max(len(row) - 1 - row.response[::-1].index(True) for row in encoded if any(row.response))
+    if reach < step.n_heads + 1:
+        raise DataError(
+            f"every row is shorter than the horizon: got {reach} tokens ahead at most, expected {step.n_heads + 1}. "
+            "Do: lower horizon, or give longer rows."
+        )
+
+
+def training_needs(
+    checks: Checks, step_id: str, step: TrainStep, model: Description
+) -> tuple[int, dict[str, int | None]]:
+    """Parameters of the further heads of a training, and the rows that its plan brings; nothing without such a plan."""
+    for plan_id in step.objective:
+        plan = checks.recipe.steps[plan_id]
+        if isinstance(plan, TokenWeightingStep):
+            _, chat = checks.model(plan_id)
+            checks.lengths(step_id, step, chat, checks.answers(plan_id, plan.data) or ())
+            return _head_parameters(plan, model), checks.rows(plan_id, plan.data)
+    return 0, {}
+
+
+def _head_parameters(plan: TokenWeightingStep, model: Description) -> int:
+    """A medusa head is a square of the hidden size and an unembedding; any other is a block."""
+    medusa = model.hidden * (model.hidden + model.vocabulary)
+    return plan.n_heads * (medusa if plan.heads == "medusa" else BLOCK * model.hidden**2)
