@@ -1,4 +1,4 @@
-"""Keys and values of a batch whose rows come and go while it is being decoded."""
+"""Keys and values of a batch whose rows come and go, and of text of which the newest tokens may be taken back."""
 
 from __future__ import annotations
 
@@ -58,6 +58,10 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """No limit."""
         return -1
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the newest columns, in sliding-window layers as well."""
+        self.end -= tokens_to_remove
+
     def _moved(self, x: Tensor, room: int) -> Tensor:
         used = self.end - self.start
         fresh = x.new_empty(*x.shape[:2], used + room, x.shape[3])
@@ -101,3 +105,17 @@ class SlotCache(Cache):  # type: ignore[misc]
             first = mine.end - theirs.get_seq_length()
             mine.keys[slots, :, first : mine.end] = theirs.keys[rows, :, theirs.start : theirs.end]
             mine.values[slots, :, first : mine.end] = theirs.values[rows, :, theirs.start : theirs.end]
+
+
+class BlockCache(Cache):  # type: ignore[misc]
+    """A block beside the model's own, whichever of their numbers it has."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[SlotLayer()])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append the states of new tokens and return all of them."""
+        states: tuple[Tensor, Tensor] = super().update(key_states, value_states, 0, *args, **kwargs)
+        return states

@@ -59,7 +59,7 @@ def generate(
     check_context(loaded, prompts, max_new_tokens)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     done: dict[int, Completion] = {}
-    with _evaluating(loaded.model):
+    with evaluating(loaded.model):
         batch: _Batch | None = None
         while waiting or (batch and batch.live):
             free = batch_size - (len(batch.live) if batch else 0)
@@ -168,7 +168,7 @@ def log_likelihoods(loaded: LoadedModel, rows: Sequence[Encoded], batch_size: in
     check_context(loaded, rows, 0)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
     out: dict[int, tuple[float, int]] = {}
-    with _evaluating(loaded.model):
+    with evaluating(loaded.model):
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             for index, value in zip(chunk, _likelihoods(loaded, [rows[i] for i in chunk]), strict=True):
@@ -221,7 +221,7 @@ def context_length(model: Any) -> int | None:
 
 
 @contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Dropout off inside; as it was afterwards."""
     was_training = model.training
     model.eval()

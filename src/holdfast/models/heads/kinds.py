@@ -95,10 +95,10 @@ class Heads(nn.Module):
         if self.kind == "medusa":
             read = _read(trunk.final, detach_trunk).to(dtype)
             return [trunk.final, *(head(read) for head in self.heads)]
-        call = (_cast(trunk.args, dtype), _cast(trunk.kwargs, dtype))
+        call = (in_dtype(trunk.args, dtype), in_dtype(trunk.kwargs, dtype))
         if self.kind == "parallel":
             read, norm = _read(trunk.stream, detach_trunk).to(dtype), decoder_of(model).norm
-            return [trunk.final, *(_normed(norm, head(read, *call), detach_trunk) for head in self.heads)]
+            return [trunk.final, *(normed(norm, head(read, *call), detach_trunk) for head in self.heads)]
         out, previous = [trunk.final], _read(trunk.final, detach_trunk).to(dtype)
         for ahead, head in enumerate(self.heads, start=1):
             embedding = _embedding(model, batch, ahead)
@@ -224,7 +224,7 @@ def _read(states: Tensor, detach: bool) -> Tensor:
     return states.detach() if detach else states
 
 
-def _normed(norm: nn.Module, states: Tensor, detach: bool) -> Tensor:
+def normed(norm: nn.Module, states: Tensor, detach: bool = False) -> Tensor:
     """The model's norm in the type of ``states``, without a gradient of its weights if asked."""
     weights = {name: _read(p, detach).to(states.dtype) for name, p in norm.named_parameters()}
     return cast(Tensor, functional_call(norm, weights, (states,)))
@@ -239,12 +239,12 @@ def _embedding(model: nn.Module, batch: Batch, ahead: int) -> Tensor:
     return embedding * own[..., None]
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
+def in_dtype(value: Any, dtype: torch.dtype) -> Any:
     """Floating-point tensors in ``value``, a nest of tuples and dicts, in ``dtype``."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, tuple):
-        return tuple(_cast(each, dtype) for each in value)
+        return tuple(in_dtype(each, dtype) for each in value)
     if isinstance(value, dict):
-        return {name: _cast(each, dtype) for name, each in value.items()}
+        return {name: in_dtype(each, dtype) for name, each in value.items()}
     return value

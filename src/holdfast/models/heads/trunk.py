@@ -8,7 +8,8 @@ Shapes: ``b`` lines, ``t`` tokens, ``d`` width, ``v`` vocabulary.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -135,11 +136,27 @@ def read_trunk(model: nn.Module, batch: Batch, decoder: Decoder | None = None) -
     Raises:
         LayerError: the model has no output head.
     """
+    with watched(model, decoder, (slice(1), slice(1))) as trunk:
+        model(**batch.model_inputs())
+    return trunk
+
+
+@contextmanager
+def watched(model: nn.Module, decoder: Decoder | None, seen: tuple[slice, slice]) -> Iterator[Trunk]:
+    """The trunk of the newest forward pass of ``model``, however it is called inside.
+
+    Args:
+        model: A causal language model, wrapped or not.
+        decoder: As for `read_trunk`.
+        seen: The lines and tokens that the output head sees, and so makes logits of.
+    Raises:
+        LayerError: the model has no output head.
+    """
     trunk, head = Trunk(), output_head(model)
 
     def at_head(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         trunk.final = inputs[0]
-        return (inputs[0][:1, :1], *inputs[1:])
+        return (inputs[0][seen], *inputs[1:])
 
     def at_norm(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         trunk.stream = inputs[0]
@@ -153,5 +170,4 @@ def read_trunk(model: nn.Module, batch: Batch, decoder: Decoder | None = None) -
         if decoder is not None:
             hooks.callback(decoder.norm.register_forward_pre_hook(at_norm).remove)
             hooks.callback(decoder.blocks[-1].register_forward_pre_hook(at_block, with_kwargs=True).remove)
-        model(**batch.model_inputs())
-    return trunk
+        yield trunk
