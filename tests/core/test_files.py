@@ -2,11 +2,14 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from holdfast.core import files
 
@@ -52,6 +55,28 @@ def test_a_folder_that_fails_while_it_is_written_leaves_nothing(tmp_path: Path) 
     with pytest.raises(FileNotFoundError), files.folder_atomically(tmp_path / "model") as fresh:
         (fresh / "missing").read_text()
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("umask", "folders", "plain"), [(0o022, 0o755, 0o644), (0o027, 0o750, 0o640), (0o077, 0o700, 0o600)]
+)
+def test_a_folder_is_as_readable_as_the_umask_says_whatever_a_library_does(
+    tmp_path: Path, umask: int, folders: int, plain: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with files.folder_atomically(tmp_path / "model") as fresh:
+            save_file({"a": torch.zeros(1)}, fresh / "model.safetensors")
+            (fresh / "part").mkdir(mode=0o700)
+            os.close(os.open(fresh / "part" / "private", os.O_CREAT, 0o600))
+            os.close(os.open(fresh / "run.sh", os.O_CREAT, 0o700))
+    finally:
+        os.umask(before)
+    found = {str(p.relative_to(tmp_path)): stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
+    assert found.pop("model/run.sh") == 0o700 | plain
+    assert found == {
+        "model": folders, "model/part": folders, "model/part/private": plain, "model/model.safetensors": plain
+    }  # fmt: skip
 
 
 KILLED_BETWEEN_THE_RENAMES = """

@@ -39,6 +39,7 @@ def write_atomically(path: Path, text: str) -> None:
 def folder_atomically(path: Path) -> Iterator[Path]:
     """Yield an empty neighbour folder; on success it replaces ``path``, on any failure ``path`` stays as it was.
 
+    Who may read the folder and its files follows from the umask, also where a library made them for their owner alone.
     A folder is replaced by two renames. What a kill between them leaves is put right by the next call for ``path``, or
     by `put_back`.
     """
@@ -48,7 +49,7 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield fresh
-        os.chmod(fresh, 0o755)
+        _open_up(fresh)
         if path.exists():
             os.replace(path, old)
         os.replace(fresh, path)
@@ -63,6 +64,18 @@ def put_back(folder: Path) -> None:
     """Under ``folder``, bring back every folder that a kill took away while `folder_atomically` replaced it."""
     for old in sorted(folder.rglob(f".*{OLD}")):
         _settle(old, old.with_name(old.name[1:].removesuffix(OLD)))
+
+
+def _open_up(fresh: Path) -> None:
+    """Give ``fresh`` and all in it the rights that the umask leaves to new folders and files."""
+    probe = fresh / ".probe"
+    probe.mkdir()
+    rights = probe.stat().st_mode & 0o777
+    probe.rmdir()
+    fresh.chmod(rights)
+    for path in fresh.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | (rights if path.is_dir() else rights & 0o666))
 
 
 def _settle(old: Path, path: Path) -> None:
