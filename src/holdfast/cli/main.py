@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from holdfast import __version__
-from holdfast.cli import attack, doctor, listing, measure, merge, repair, run
+from holdfast.cli import attack, doctor, export, generate, listing, measure, merge, repair, run
 from holdfast.cli.data import data
 from holdfast.cli.verify import verify
 from holdfast.core.errors import HoldfastError
@@ -30,10 +30,12 @@ for command in (
     run.check,
     measure.evaluate,
     attack.attack,
+    generate.generate,
     measure.report,
     measure.compare,
     merge.merge,
     repair.repair,
+    export.export,
     listing.list_,
     listing.show,
     doctor.doctor,

@@ -6,9 +6,12 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from holdfast.core.errors import ConfigError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 LINE_EVERY = 10.0
@@ -32,6 +35,16 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for line in lines:
         padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
         typer.echo("  ".join([*padded, line[-1]]).rstrip())
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse a folder to write to that has something in it.
+
+    Raises:
+        ConfigError: it has.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"Output folder {out} exists already. Do: give another with -o, or remove it.")
 
 
 def size(count: float) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say, size
+from holdfast.cli.output import AsJson, Ticker, print_json, print_table, refuse_existing, say, size
 from holdfast.core.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def repair(  # noqa: PLR0913, PLR0917 - one parameter an option
     if out is None and not plan:
         raise ConfigError("No folder to write to. Do: add -o FOLDER, or --plan to see what it takes.")
     if out is not None:
-        _refuse_existing(out)
+        refuse_existing(out)
     with tempfile.TemporaryDirectory(prefix="holdfast-") as made:
         folder = Path(made)
         rows = _split(safety, utility, folder)
@@ -78,11 +78,6 @@ def repair(  # noqa: PLR0913, PLR0917 - one parameter an option
         _put(folder / "run" / record.artifacts[0].path, out)
     _print(record, judge, as_json)
     say(f"The repaired adapter is in {out}.")
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"Output folder {out} exists already. Do: give another with -o, or remove it.")
 
 
 def _numbers(words: str) -> list[float]:
