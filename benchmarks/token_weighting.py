@@ -1,4 +1,5 @@
 """The loss of four heads over a vocabulary of 128,000: memory, and time against the matrix products that it must do.
+Then decoding with trained heads, see `benchmarks.decoding`.
 
 Hidden states, the vocabulary's weight and targets are random. Time and memory are measured in processes of their own.
 The floor of time is the same matrix products alone, chunk by chunk into buffers made before the clock, in the same
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks import decoding
 from benchmarks.harness import Result, Settings, Wanted, peak_rss, worker
 from benchmarks.merging import memory_now
 
@@ -54,7 +56,8 @@ def measure(settings: Settings) -> list[Result]:
     times = {way: run("speed", way, "1") for way in [*WAYS, *(["fused"] if fused else [])]}
     times["kept"] = run("speed", "once", str(KEEP))
     print(file=sys.stderr)
-    return [*_memory(memory, _words(sizes["memory"])), *_time(times, _words(sizes["speed"])), _torch(times)]
+    losses = [*_memory(memory, _words(sizes["memory"])), *_time(times, _words(sizes["speed"])), _torch(times)]
+    return [*losses, *decoding.measure(settings)]
 
 
 def _words(size: list[str]) -> str:
