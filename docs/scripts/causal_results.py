@@ -14,7 +14,7 @@ from pathlib import Path
 
 import causal_verified as verified
 from causal_lines import RIVALS, adaptive_line, attack_lines, eps_lines, reading
-from causal_rows import BEFORE, FAMILY, OURS, Rows, Steps, complete
+from causal_rows import BEFORE, FAMILY, OURS, Found, Rows, Steps, complete
 from pages import ROOT, put
 from tables import Column, by_row, claims, made_by, shown
 from targets import negated
@@ -127,12 +127,20 @@ def kept(steps: Steps, seeds: Sequence[int]) -> str:
     return by_row(list(dict.fromkeys(names)), columns, first="figure")
 
 
-def conditions(rows: Rows, seeds: Sequence[int]) -> str:
+def conditions(steps: Steps, rows: Rows, seeds: Sequence[int]) -> str:
     """Seeds and prompts, and the rows that are missing."""
     sizes = "; ".join(f"{family} {count}" for family, count in rows.sizes.items())
     missing = [row for row in (*UNTRAINED, *TRAINED) if row not in rows.labels]
     told = f"Seeds: {', '.join(map(str, seeds)) or 'none yet'}. Attacked cases by family: {sizes}."
+    learnt = {row: counts for row in TRAINED if (counts := _learnt(steps.of(f"plan-{row}", seeds)))}
+    told += f" Cases to train on: {', '.join(f'{row} {counts}' for row, counts in learnt.items())}." if learnt else ""
     return told + (f" Not run: {', '.join(missing)}." if missing else "")
+
+
+def _learnt(plans: Sequence[Found]) -> str:
+    """Cases of a plan; where seeds differ, of each."""
+    counts = [next((m.n for m in plan.step.metrics if m.name == "causal/cases"), 0) for plan in plans]
+    return " / ".join(dict.fromkeys(map(str, counts)))
 
 
 def verification(steps: Steps, seeds: Sequence[int]) -> str:
@@ -160,7 +168,7 @@ def main(folders: list[Path]) -> int:
     tried = collected(steps, seeds, {row: f"adaptive-{row}" for row in (BEFORE, *RIVALS, OURS)})
     lines = [*attack_lines(rows), *eps_lines(steps, seeds, steps.of("verified", seeds)), adaptive_line(tried)]
     parts = {
-        "conditions": conditions(rows, seeds),
+        "conditions": conditions(steps, rows, seeds),
         "reading": reading(rows, UNTRAINED, lines),
         "targets": claims(lines),
         "defences": defences(rows),
