@@ -7,6 +7,9 @@ BASIS = {"do": "basis", "data": ["lab/harmful"]}
 IMPORTANCE = {"do": "importance", "of": "basis"}
 MASK = {"do": "mask", "of": "scores"}
 CAUSAL = {"do": "causal", "cases": ["lab/injection"]}
+WEIGHTS = {"do": "token_weighting", "data": ["lab/arithmetic"], "scorer": "uniform"}
+RHO1 = {"scorer": "rho1", "reference": "org/reference"}
+AHEAD = {"horizon": 3}
 TABLE = {"do": "table", "before": "before", "rows": {"p": "first", "q": "second"}, "reference": "p"}
 LORA_TRAIN = {**TRAIN, "params": "lora"}
 PAIR = ["lora1", "lora2"]
@@ -26,6 +29,7 @@ PLAIN = {
     "importance": IMPORTANCE,
     "mask": MASK,
     "causal": CAUSAL,
+    "token_weighting": WEIGHTS,
     "table": TABLE,
     "adapter": ADAPTER,
     "merge": MERGE,
@@ -150,11 +154,37 @@ KEYS: dict[str, dict[str, dict]] = {
         "validation": {"validation": [{"source": "lab/injection", "split": "validation"}]},
         "force": {"force": True},
     },
+    "token_weighting": {
+        "scorer": {"scorer": "dft"},
+        "of": {**RHO1, "scorer": "shuffled", "of": "dft"},
+        "keep": {**RHO1, "keep": 0.5},
+        "soft": {**RHO1, "soft": 0.5},
+        "scope": {"scorer": "dft", "scope": "batch"},
+        "clip": {"scorer": "dft", "clip": [0.1, 3.0]},
+        "reference": RHO1,
+        "horizon": AHEAD,
+        "heads": {**AHEAD, "heads": "medusa"},
+        "lambda_heads": {**AHEAD, "lambda_heads": 0.5},
+        "warmup": {**AHEAD, "warmup": 0.5},
+        "ramp": {**AHEAD, "ramp": 0.5},
+        "horizon_weights": {"scorer": "dft", **AHEAD, "horizon_weights": "per_head"},
+        "seed": {"seed": 9},
+        "model": {"model": "org/other"},
+        "data": {"data": ["lab/textops"]},
+        "degraded": {"degraded": "org/degraded"},
+        "utility": {"utility": "org/utility"},
+        "critic": {"scorer": "critic", "critic": {"samples": 3}},
+        "column": {"scorer": "column", "column": "weights"},
+    },
     "table": {
         "before": {"before": "third"},
         "rows": {"rows": {"p": "first", "q": "third"}},
         "reference": {"reference": "q"},
         "title": {"title": "Rows"},
+        "synergy": {
+            "rows": {"p": "first", "q": "second", "r": "third", "s": "before"},
+            "synergy": ["q", "r", "s"],
+        },
     },
     "adapter": {
         "source": {"source": "org/second"},

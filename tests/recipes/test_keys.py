@@ -18,10 +18,12 @@ from tests.recipes.keys import (
     MODELS,
     NEW,
     PLAIN,
+    RHO1,
     SOURCE,
     TABLE,
     TASKS,
     TRAIN,
+    WEIGHTS,
 )
 
 from holdfast.data.sources import SourceConfig
@@ -30,6 +32,7 @@ from holdfast.methods.causal.config import CausalConfig
 from holdfast.methods.merging.config import MergingConfig
 from holdfast.methods.rotation.baselines.config import Replay
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig
+from holdfast.methods.token_weighting.config import TokenWeightingConfig
 from holdfast.models.config import ModelConfig
 from holdfast.recipes.context import Context
 from holdfast.recipes.fingerprint import step_fingerprint
@@ -131,6 +134,13 @@ def reached(monkeypatch, tmp_path):
         monkeypatch.setattr("holdfast.data.counterfactual.of_families", lambda cases, named: [*cases, *named])
         monkeypatch.setattr("holdfast.recipes.causal.audited", lambda *_: SimpleNamespace(refused=()))
         monkeypatch.setattr("holdfast.methods.causal.plan.plan", called("causal"))
+        monkeypatch.setattr("holdfast.methods.token_weighting.plan.plan", called("weights"))
+        monkeypatch.setattr(
+            "holdfast.data.columns.read_column", lambda sources, name: ([] if sources else sources, name)
+        )
+        monkeypatch.setattr("holdfast.methods.token_weighting.rewards.answers_for", lambda *given: given)
+        monkeypatch.setattr("holdfast.methods.token_weighting.critic.train_critic", lambda loaded, answers, keys: keys)
+        monkeypatch.setattr("holdfast.methods.token_weighting.critic.save_critic", lambda *_: None)
         monkeypatch.setattr(
             "holdfast.recipes.objectives.MAKERS",
             {"causal": lambda context, name, *_: ((name, context.recipe.steps["a"].loss_over), Rows())},
@@ -236,6 +246,33 @@ def test_every_key_of_a_causal_plan_reaches_it(reached):
     assert (cases, validation) == ([2, "naive"], ["validation"])
 
 
+@pytest.mark.parametrize("key", sorted(set(TokenWeightingConfig.model_fields) - {"reference", "seed"}))
+def test_every_key_of_token_weights_reaches_its_plan(reached, key):
+    parsed = recipe(WEIGHTS, **KEYS["token_weighting"][key])
+    (config, *_), _ = reached(parsed).weights
+    assert type(config) is TokenWeightingConfig
+    assert getattr(config, key) == getattr(parsed.steps["a"], key) != getattr(recipe(WEIGHTS).steps["a"], key)
+
+
+def test_what_scorers_read_reaches_their_plan(reached):
+    seen = reached(recipe(WEIGHTS, **RHO1, model="org/other"))
+    (_, loaded, rows, references), _ = seen.weights
+    assert [model.source for model in seen.models] == ["org/other", "org/reference"]
+    assert (loaded.source, rows, {name: model.source for name, model in references.items()}) == (
+        "org/other",
+        [],
+        {"reference": "org/reference"},
+    )
+    assert seen.sources == [SourceConfig(source="lab/arithmetic")]
+    both = {"scorer": "contrast", "degraded": "org/degraded", "utility": "org/utility"}
+    assert reached(recipe(WEIGHTS, **both)).weights[0][3].keys() == {"degraded", "utility"}
+    assert reached(recipe(WEIGHTS, scorer="column", column="own")).weights[1]["column"] == ([], "own")
+    taught = reached(recipe(WEIGHTS, scorer="critic", seed=9, critic={"samples": 3})).weights[1]["critic"]
+    assert (taught.samples, taught.seed) == (3, 9)
+    control = {"scorer": "shuffled", "of": "dft", "seed": 9}
+    assert reached(recipe(WEIGHTS, **control)).weights[0][0].seed == 9
+
+
 def test_an_objective_and_its_factor_reach_the_loop(reached):
     seen = reached(recipe(TRAIN, objective="steady", loss_over="rows"))
     assert seen.train[-1]["objective"] == ("steady", "rows")
@@ -262,8 +299,11 @@ def test_a_baseline_with_what_it_reads_reaches_its_own_door(reached):
 
 def test_every_key_of_a_table_reaches_it(reached):
     """All but the title, which is for the report alone."""
-    (before, rows, reference), _ = reached(recipe(TABLE, **all_of("table"))).table
+    step = all_of("table") | KEYS["table"]["rows"] | {"synergy": []}
+    (before, rows, reference, synergy), _ = reached(recipe(TABLE, **step)).table
     assert before.parent.name == "third"
+    assert synergy == ()
+    assert reached(recipe(TABLE, **KEYS["table"]["synergy"])).table[0][3] == ("q", "r", "s")
     assert {label: [path.parent.name for path in logs] for label, logs in rows.items()} == {
         "p": ["first"],
         "q": ["third"],

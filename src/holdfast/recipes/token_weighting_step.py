@@ -31,7 +31,7 @@ class TokenWeightingStep(TokenWeightingConfig):
     model: Model | None = None
     """The model that will be trained; the recipe's ``model`` where it is left out."""
     data: tuple[Source, ...] = Field(min_length=1)
-    """The rows that will be trained on. A ``train`` step that names this one as its ``objective`` has them from here."""
+    """The rows that will be trained on. A ``train`` step that names this as its ``objective`` has them from here."""
     reference: Model | None = None  # type: ignore[assignment]  # here a model; without a recipe it is given beside
     """Of ``rho1``: a model that has learnt what is wanted, with the same vocabulary."""
     degraded: Model | None = None

@@ -210,7 +210,7 @@ class WeightedObjective(Composable):
                 f"Row {name!r} is not one of the plan's, or has other tokens there. Do: train on the rows that were "
                 "planned, or plan again."
             )
-        return self.plan.row(self._numbers[key])
+        return self.plan.row(self._numbers[key]).float()  # autocast on a CPU joins no float16
 
     def _known(self, learnt: _Learnt) -> Tensor | None:
         """Weights that do not follow the model."""
