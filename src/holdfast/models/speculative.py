@@ -179,6 +179,7 @@ class _Guesses:
     def __init__(self, model: Any, heads: Heads, outputs: Sequence[Unembedding], trunk: Trunk) -> None:
         self._model, self._heads, self._outputs, self._trunk = model, heads, outputs, trunk
         self._dtype = next(heads.parameters()).dtype
+        self._norm = decoder_of(model).norm if heads.kind == "parallel" else None
         self.most = len(heads.heads)
         self.back = self.most - 1 if heads.kind == "sequential" else 0
         """How many settled positions a pass reads again: a head that chains has read guesses there."""
@@ -207,8 +208,9 @@ class _Guesses:
         return [head(read) for head in self._heads.heads[:count]]
 
     def _parallel(self, at: int, count: int) -> list[Tensor]:
-        read, norm = self._trunk.stream.to(self._dtype), decoder_of(self._model).norm
-        return [normed(norm, self._heads.heads[i](read, *self._call(i))[0, at]) for i in range(count)]
+        assert self._norm is not None
+        read = self._trunk.stream.to(self._dtype)
+        return [normed(self._norm, self._heads.heads[i](read, *self._call(i))[0, at]) for i in range(count)]
 
     def _chained(self, known: list[int], start: int, at: int, count: int) -> list[int]:
         """Each head reads the guesses of those before it. What stands behind the known tokens is read, and taken back
