@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from holdfast.core.errors import NumericsError
-from holdfast.evaluation.crossed import UNCLEAR, CrossedMean, crossed_means, difference_of, mean_of, removed_of
+from holdfast.evaluation.crossed import (
+    UNCLEAR,
+    CrossedMean,
+    crossed_means,
+    difference_of,
+    mean_of,
+    removed_of,
+    synergy_of,
+)
 from holdfast.evaluation.intervals import clopper_pearson, clustered_bootstrap
 
 Array = NDArray[np.float64]
@@ -173,3 +181,16 @@ def test_rows_of_different_prompts_or_without_a_valid_answer_are_refused() -> No
         crossed_means({"a": grid(1, 5, 2), "b": grid(1, 5, 3)}, range(5), rates=True)
     with pytest.raises(NumericsError, match="b has a seed without any valid answer"):
         crossed_means({"a": grid(1, 5), "b": np.full((5, 1), np.nan)}, range(5), rates=True)
+
+
+def test_synergy_has_the_interval_of_what_each_prompt_says() -> None:
+    """Taken prompt by prompt, ``whole - a - b + reference`` is one row, which the same resamples give the same mean."""
+    rng = np.random.default_rng(5)
+    names = ("whole", "a", "b", "reference")
+    rows = {name: rng.normal(size=(40, 3)) for name in names}
+    clusters = [i // 2 for i in range(40)]
+    means = crossed_means(rows, clusters, rates=False, seed=7)
+    found = synergy_of(means["whole"], [means["a"], means["b"]], means["reference"])
+    alone = {"one": rows["whole"] - rows["a"] - rows["b"] + rows["reference"]}
+    wanted = mean_of(crossed_means(alone, clusters, rates=False, seed=7)["one"])
+    assert (found.value, found.low, found.high) == pytest.approx((wanted.value, wanted.low, wanted.high), abs=1e-12)

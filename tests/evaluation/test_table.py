@@ -140,3 +140,18 @@ def test_a_task_that_not_every_log_has_is_left_out_with_a_note(tmp_path: Path) -
     assert {m.name.partition("/difference")[0].partition("/removed")[0] for m in found.metrics} == {ASR}
     with pytest.raises(DataError, match="No task stands in all logs of the table"):
         table(log(tmp_path, "b", 2), {"plain": [log(tmp_path, "x", 1, task="lab/benign")]}, "plain")
+
+
+def test_synergy_is_what_a_row_gains_beyond_the_sum_of_its_parts(tmp_path: Path) -> None:
+    logs = {
+        label: [log(tmp_path, f"{label}{i}", k) for i, k in enumerate(ks)]
+        for label, ks in {"plain": [16, 18], "a": [12, 12], "b": [14, 15], "both": [5, 7]}.items()
+    }
+    found = table(log(tmp_path, "before", 2), logs, "plain", ("both", "a", "b"))
+    whole = metric(found, "both", "/synergy")
+    assert whole.value is not None
+    assert whole.value == pytest.approx(0.3 - 0.6 - 0.725 + 0.85)
+    assert whole.low is not None
+    assert whole.high is not None
+    assert whole.low < whole.value < whole.high
+    assert [m.group for m in found.metrics if m.name.endswith("/synergy")] == ["row=both"]
