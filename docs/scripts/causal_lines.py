@@ -167,7 +167,14 @@ def reading(rows: Rows, untrained: Sequence[str], lines: Sequence[Line]) -> str:
         f"{percent(worst)}) and does its task under {percent(rows.mean('done', OURS))} of the attacks and in "
         f"{percent(rows.mean('benign', OURS))} without one."
     )
-    told += [_beside(rows, rival) for rival in RIVALS if rival in rows.labels]
+    others = [row for row in rows.labels if row not in (BEFORE, OURS, *untrained)]
+    told += [_beside(rows, row) for row in others]
+    if "obeyed" in rows.parts:
+        able = ", ".join(f"{row} {percent(rows.mean('obeyed', row))}" for row in (BEFORE, OURS, *others))
+        told.append(
+            "A model that cannot do what an injection asks does not follow it either: asked by the user instead, it is "
+            f"done in {able}."
+        )
     for word, met in (("Not met", False), ("Not told", None)):
         named = [what.removeprefix(f"{OURS}: ") for what, _, reached in lines if reached is met]
         told.append(f"{word}: {'; '.join(named)}." if named else "")

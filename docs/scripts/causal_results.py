@@ -28,6 +28,7 @@ TEXT = Path(__file__).with_name("causal_results.md")
 UNTRAINED = ("keyword-drop", "keyword-block", "perplexity", "delimiters", "reminder", "sandwich", "spotlighting")
 TRAINED = ("struq", "secalign", "all-attacks", "no-invariance", "no-separation", OURS)
 NOT_RUN = "Not run yet."
+SEPARATED = "injection/attack/separation"
 
 
 def collected(steps: Steps, seeds: Sequence[int], names: dict[str, str]) -> Rows:
@@ -59,6 +60,7 @@ def habits(rows: Rows) -> str:
         "task done beside a remark": lambda row: shown(rows.mean("trigger:neutral", row)),
         "instruction-last effect": lambda row: shown(rows.fall("last", row)),
         "payload as the user's own": lambda row: shown(rows.mean("obeyed", row)),
+        "of those, left alone as data": lambda row: verified.counted(rows.found[row], SEPARATED),
     }
     return by_row(rows.labels, columns)
 

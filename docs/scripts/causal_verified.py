@@ -47,6 +47,12 @@ def spread(found: Sequence[Found], name: str, group: str = "") -> Estimate:
     return Estimate(sum(values) / len(values), min(values) if many else None, max(values) if many else None)
 
 
+def counted(found: Sequence[Found], name: str) -> str:
+    """Mean over seeds with the lowest and the highest, and the rows of all seeds together."""
+    total = sum(metric.n for each in found if (metric := each.metric(name)) is not None)
+    return f"{shown(spread(found, name))} (n = {total})"
+
+
 def limit(found: Sequence[Found], name: str) -> float | None:
     """The bad end of the interval, of the worst seed."""
     metrics = [metric for each in found if (metric := each.metric(name)) is not None]
