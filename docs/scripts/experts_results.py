@@ -59,16 +59,18 @@ def best_of(kept: Kept, rules: Sequence[str], count: int) -> str | None:
 
 
 def told(kept: Kept, rules: Sequence[str]) -> str:
-    """What was to be shown, at the largest number of adapters."""
-    most = max(count for _, count in kept)
-    what = f"{most} adapters keep at least {KEPT:.0%} of single-task scores with the best rule"
-    best = best_of(kept, rules, most)
-    if best is None:
-        return claims([(what, "-", None)])
-    found = kept[best, most]
-    tried = sum((rule, most) in kept for rule in rules)
-    line = f"{best}, the best of {tried}: {shown(found)}; {BASE} {shown(kept.get((BASE, most)))}"
-    return claims([(what, line, no_less(found.value, KEPT))])
+    """What was to be shown at the largest number of adapters, and the same of fewer."""
+    lines: list[tuple[str, str, bool | None]] = []
+    for count in sorted({count for _, count in kept}, reverse=True):
+        what = f"{count} adapters keep at least {KEPT:.0%} of single-task scores with the best rule"
+        best = best_of(kept, rules, count)
+        if best is None:
+            lines.append((what, "-", None))
+            continue
+        found, tried = kept[best, count], sum((rule, count) in kept for rule in rules)
+        line = f"{best}, the best of {tried}: {shown(found)}; {BASE} {shown(kept.get((BASE, count)))}"
+        lines.append((what, line, no_less(found.value, KEPT)))
+    return claims(lines)
 
 
 def table_text(found: Mapping[tuple[str, int], Metric | Estimate]) -> str:
