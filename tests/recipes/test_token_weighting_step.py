@@ -29,7 +29,7 @@ WHOLE: dict[str, Any] = {
     "reference": {**TRAIN, "data": ["rows"]},
     "weights": {**RHO1, "critic": {"samples": 2}},
     "tuned": {**TRAIN, "objective": "weights"},
-    "ahead": {**RHO1, "scorer": "uniform", "reference": None, "horizon": 2},
+    "ahead": {**RHO1, "horizon": 2},
     "both": {**TRAIN, "objective": {"ahead": 0.5}, "data": None},
 }
 
