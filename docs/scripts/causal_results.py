@@ -17,7 +17,6 @@ from causal_lines import RIVALS, adaptive_line, attack_lines, eps_lines, reading
 from causal_rows import BEFORE, FAMILY, OURS, Found, Rows, Steps, complete
 from pages import ROOT, put
 from tables import Column, by_row, claims, made_by, shown
-from targets import negated
 
 from holdfast.core.errors import DataError
 from holdfast.evaluation.table import table
@@ -118,13 +117,13 @@ def kept(steps: Steps, seeds: Sequence[int]) -> str:
     before, after = steps.of("kept-before", ()), steps.of(f"kept-{OURS}", seeds)
     if not before or not after:
         return NOT_RUN
-    made = table(before[0].log, {OURS: [each.log for each in after]}, OURS)
+    made = table(before[0].log, {OURS: [each.log for each in after]}, BEFORE)
     figures = {(m.name.removeprefix("table/"), m.group.removeprefix("row=")): m for m in made.metrics}
     names = [name for name, row in figures if row == OURS and (name, BEFORE) in figures]
     columns: dict[str, Column] = {
         BEFORE: lambda name: shown(figures[name, BEFORE]),
         OURS: lambda name: shown(figures[name, OURS]),
-        "change": lambda name: shown(negated(figures[f"{name}/difference", BEFORE])),
+        "change": lambda name: shown(figures[f"{name}/difference", OURS]),
     }
     return by_row(list(dict.fromkeys(names)), columns, first="figure")
 
