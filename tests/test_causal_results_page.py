@@ -119,7 +119,7 @@ def verified(step_id: str, *, gone: bool | None = True) -> StepRecord:
         Metric(name="causal/graph/resampled", value=0.9, n=200, group="edge=S -> R"),
         Metric(name="causal/graph/expected", value=1.0, n=200, group=f"{base}, edge=U -> R"),
     ]
-    said = {"graph/model=undefended": True, "graph/no edge U - R": gone, "graph/no edge U - O": True}
+    said = {"graph/undefended": True, "graph/no edge U - R": gone, "graph/no edge U - O": True}
     verdicts = [
         Verdict(name=f"causal/{name}", holds=holds, statistic=0.9, p_value=None, n=60, null="x")
         for name, holds in said.items()
@@ -183,6 +183,7 @@ def test_every_line_says_whether_it_is_met_and_by_which_figure(finished: str) ->
     assert "1.933 [" in line(page, "ours: fidelity")
     assert "at most .090" in line(page, "ours: eps_causal of tokens")
     assert "| .930 [.930, .930], undefended .700" in line(page, "ours: causal stability")
+    assert line(page, "undefended: S -> R").endswith("graph/undefended: 3 hold, 0 fail, 0 abstain | yes |")
     met = [row for row in page.splitlines() if row.startswith("| ours:") and row.endswith("| yes |")]
     assert len(met) == 12, "all but SecAlign, which is as good"
 

@@ -34,7 +34,7 @@ LAYERED = {
 }
 SAYS = {True: "holds", False: "**fails**", None: "abstains"}
 GRAPH, EDGE = "causal/graph/", "edge="
-UNDEFENDED_GRAPH, GONE = f"causal/graph/{BASE}", ("causal/graph/no edge U - R", "causal/graph/no edge U - O")
+UNDEFENDED_GRAPH, GONE = "causal/graph/undefended", ("causal/graph/no edge U - R", "causal/graph/no edge U - O")
 """Verdicts: the undefended model has the expected graph; the hardened one has lost these edges."""
 
 
