@@ -174,7 +174,8 @@ def along(axis: str, values: Mapping[str, Place], wanted: Mapping[str, list[Targ
         "misses": misses,
     }
     ordered = sorted(values, key=lambda value: (not value.isdigit(), int(value) if value.isdigit() else 0))
-    return by_row(ordered, columns, first=UNITS[axis])
+    measured = {name: of for name, of in columns.items() if any(of(value) != "-" for value in ordered)}
+    return by_row(ordered, measured, first=UNITS[axis])
 
 
 def mapped(tables: Mapping[str, Table], folders: Mapping[str, Path]) -> str:
