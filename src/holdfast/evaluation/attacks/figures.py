@@ -117,7 +117,10 @@ def newcombe(first: tuple[int, int], second: tuple[int, int]) -> Interval:
     """Interval of ``k1/n1 - k2/n2`` from the intervals of both rates.
 
     >>> tuple(round(x, 3) for x in newcombe((56, 70), (48, 80)))
-    (0.044, 0.341)
+    (0.043, 0.342)
+
+    Reference:
+        Newcombe, Statistics in Medicine 17 (1998) 873, method 11 and its example (a).
     """
     (p, (p_low, p_high)), (q, (q_low, q_high)) = ((k / n, wilson(k, n)) for k, n in (first, second))
     return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
