@@ -1,6 +1,10 @@
 """Small rows and runs for the tests of the training floor."""
 
+import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +52,22 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
 def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Over all weights."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def in_two_processes(worker: str, out: Path) -> None:
+    """Run the module ``worker`` on two gloo processes, with ``out`` as its argument; none of them outlives the call."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", worker]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "."},
+        start_new_session=True,
+    )
+    try:
+        _, errors = process.communicate(timeout=900)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors[-4000:]

@@ -1,41 +1,18 @@
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.training.helpers import config, largest_difference, run
+from tests.training.helpers import config, in_two_processes, largest_difference, run
 from tests.training.worker import CASES
 
 EXACT = 1e-6
 
 
-def in_two_processes(out: Path) -> None:
-    """Run every case of `tests.training.worker` on two gloo processes; none of them outlives the call."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.training.worker"]
-    process = subprocess.Popen(
-        [sys.executable, *launcher, str(out)],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "."},
-        start_new_session=True,
-    )
-    try:
-        _, errors = process.communicate(timeout=900)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        _, errors = process.communicate()
-    assert process.returncode == 0, errors[-4000:]
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pair")
-    in_two_processes(out)
+    in_two_processes("tests.training.worker", out)
     return out
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from holdfast.core.errors import DataError
 from holdfast.recipes.causal_step import CausalStep
 from holdfast.recipes.checks import PROBED, Checks
+from holdfast.recipes.plan_needs import PLANNING_ROWS, PlanNeeds
 from holdfast.recipes.planning import ROW_TOKENS
 from holdfast.recipes.train_step import TrainStep
 
@@ -17,23 +17,10 @@ if TYPE_CHECKING:
     from holdfast.models.chat import ChatFormat
     from holdfast.models.describe import Description
 
-PLANNING_ROWS = 8
-"""Rows of one forward while planning."""
 BLOCK_BYTES = 34 * 2
 """What one block holds of a forward, a token and hidden unit, in 32 bits."""
 TOKEN_BYTES = 5
 """One token of a stored plan: itself, and whether it is learnt."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanNeeds:
-    """Of planning."""
-
-    model: Description
-    rows: dict[str, int | None]
-    memory_bytes: int
-    """Without the runtime."""
-    disk_bytes: int
 
 
 def plan_needs(checks: Checks, step_id: str, step: CausalStep) -> PlanNeeds | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import DataError
 from holdfast.recipes.checks import PROBED, Checks
+from holdfast.recipes.plan_needs import PLANNING_ROWS, PlanNeeds
 from holdfast.recipes.planning import ROW_TOKENS
 from holdfast.recipes.token_weighting_step import READ, TokenWeightingStep
 from holdfast.recipes.train_step import TrainStep
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from holdfast.models.chat import ChatFormat
     from holdfast.models.describe import Description
 
-PLANNING_ROWS = 8
-"""Rows of one forward while planning."""
 FLOAT_BYTES = 4
 LOGITS = 3
 """Logits of a forward in 32 bits: themselves, their log-softmax, and a copy of the learnt ones."""
@@ -28,17 +26,6 @@ TOKEN_BYTES = 4
 """One token of a stored plan, the key of its row among it."""
 BLOCK = 16
 """Numbers of a further head's block, in squares of the hidden size."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanNeeds:
-    """Of planning."""
-
-    model: Description
-    rows: dict[str, int | None]
-    memory_bytes: int
-    """Without the runtime."""
-    disk_bytes: int
 
 
 def plan_needs(checks: Checks, step_id: str, step: TokenWeightingStep) -> PlanNeeds | None:

@@ -1,9 +1,5 @@
 """Token weighting in the training loop: heads in optimizer, checkpoints and folders; figures; divisions of a step."""
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tests.methods.token_weighting.weighted_cases import objective_of
 from tests.methods.token_weighting.weighted_worker import CASES, ROWS, train_case
-from tests.training.helpers import config, examples, largest_difference, run, same_bits, weights
+from tests.training.helpers import config, examples, in_two_processes, largest_difference, run, same_bits, weights
 from tests.zoo import tiny
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -119,21 +115,7 @@ def test_one_by_eight_equals_eight_by_one(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    process = subprocess.Popen(
-        [sys.executable, *launcher, "-m", "tests.methods.token_weighting.weighted_worker", str(tmp_path / "pair")],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[3],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "."},
-        start_new_session=True,
-    )
-    try:
-        _, errors = process.communicate(timeout=900)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        _, errors = process.communicate()
-    assert process.returncode == 0, errors[-4000:]
+    in_two_processes("tests.methods.token_weighting.weighted_worker", tmp_path / "pair")
     for case in CASES:
         train_case(case, tmp_path / case, batch_size=8)
         for file in ("model/model.safetensors", "heads/heads.safetensors"):
