@@ -102,3 +102,11 @@ def test_set_order_does_not_differ_between_runs():
 def test_many_programs_keep_their_order():
     outcomes = run_many([f"assert {i} % 3" for i in range(9)], workers=2, seconds=60)
     assert [o.passed for o in outcomes] == [bool(i % 3) for i in range(9)]
+
+
+def test_what_a_program_says_just_before_its_end_is_read(monkeypatch):
+    def waits(process):
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT) is not None
+
+    monkeypatch.setattr("holdfast.evaluation.sandbox._exited", waits)
+    assert run_code("import time\ntime.sleep(0.2)", seconds=30).passed

@@ -167,7 +167,7 @@ def _watch(process: subprocess.Popen[bytes], data: bytes, result: int, seconds: 
     assert process.stdout is not None
     deadline = time.monotonic() + seconds
     outputs = {result: bytearray(), process.stdout.fileno(): bytearray()}
-    stopped = ""
+    stopped, ended = "", False
     with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
         stdin.write(data)
     with selectors.DefaultSelector() as selector:
@@ -175,15 +175,17 @@ def _watch(process: subprocess.Popen[bytes], data: bytes, result: int, seconds: 
             os.set_blocking(descriptor, False)
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map() and not stopped:
-            ready = selector.select(timeout=0.05)
+            ready = selector.select(timeout=0 if ended else 0.05)
             for key, _ in ready:
                 _take(selector, key.fd, outputs[key.fd])
             if any(len(text) > _OUTPUT_CAP for text in outputs.values()):
                 stopped = "output"
             elif time.monotonic() > deadline:
                 stopped = "timeout"
-            elif not ready and _exited(process):
-                break
+            elif not ready and ended:
+                break  # only now: it may have written between the wait and its end
+            elif not ready:
+                ended = _exited(process)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
