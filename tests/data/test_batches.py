@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.data.batches import IGNORE, Batches, Encoded, Rows, collate, pack
+from holdfast.data.batches import IGNORE, Batches, Encoded, Rows, alike, collate, pack
 
 
 def row(name: str, length: int, prompt: int = 2) -> Encoded:
@@ -136,3 +136,15 @@ def test_no_rows_and_no_tokens_are_refused() -> None:
         Encoded("x", (1, 2), (True,))
     with pytest.raises(ConfigError, match="batch_size"):
         Batches(rows(2), 0, 0, pad_id=0)
+
+
+def test_groups_of_like_rows_hold_every_row_once_and_none_much_shorter_than_another() -> None:
+    several = rows(60)
+    groups = alike(several, 0.75)
+    assert sorted(index for group in groups for index in group) == list(range(60))
+    assert all(group == sorted(group) for group in groups)
+    for group in groups:
+        lengths = [len(several[index]) for index in group]
+        assert min(lengths) >= 0.75 * max(lengths)
+    assert 1 < len(groups) < 12
+    assert alike(several, 0.0) == [list(range(60))]

@@ -136,6 +136,16 @@ def collate(lines: Sequence[Encoded | Line], pad_id: int, side: Literal["left", 
     return Batch(t["ids"], t["labels"], t["mask"], t["positions"], tuple(names), t["owner"], side)
 
 
+def alike(rows: Sequence[Encoded], least: float = 0.75) -> list[list[int]]:
+    """The indices of ``rows`` in groups, none of whose rows is shorter than ``least`` of its longest; ascending."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
+        if not groups or len(rows[index]) < least * len(rows[groups[-1][0]]):
+            groups.append([])
+        groups[-1].append(index)
+    return [sorted(group) for group in groups]
+
+
 class Rows:
     """Tokenised rows at 5 bytes a token, where tuples of numbers take 40. Spans are left out: batches carry none."""
 

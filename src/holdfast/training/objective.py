@@ -181,7 +181,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def logits_at(model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
-    """Logits ``(n, vocabulary)`` at the ``n`` positions where ``where`` ``(b, t)`` is true; the head runs on no others.
+    """Logits ``(n, vocabulary)`` at the ``n`` positions where ``where`` ``(b, t)`` is true, see `logits_of`."""
+    return logits_of(model, batch, lambda hidden: hidden[where])
+
+
+def logits_of(model: nn.Module, batch: Batch, select: Callable[[Tensor], Tensor]) -> Tensor:
+    """Logits ``(n, vocabulary)`` of what ``select`` makes of the last hidden states, from ``(b, t, d)`` to ``(n, d)``.
 
     The hidden states are picked by a hook just before the output head, so whatever the model does to its logits
     afterwards (scale, soft-cap) still happens, under any wrapper (PEFT, DDP).
@@ -193,7 +198,7 @@ def logits_at(model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
     head = bare.get_output_embeddings()  # type: ignore[operator]
     if not isinstance(head, nn.Module):
         raise LayerError(f"Cannot train {type(bare).__name__}: it has no output head. Do: use a causal language model.")
-    with _head_input(head, lambda hidden: hidden[where].unsqueeze(0)):
+    with _head_input(head, lambda hidden: select(hidden).unsqueeze(0)):
         logits = model(**batch.model_inputs()).logits
     selected: Tensor = logits.squeeze(0)
     return selected

@@ -1,4 +1,4 @@
-"""The loss of counterfactual training: four terms that add, from one padded forward and one of the anchors.
+"""The loss of counterfactual training: four terms that add, from forwards of its views and of the anchors.
 
 A batch names rows; each case's benign row brings its other views along. Benign and attacked views (and the plain rows)
 go through the model together, and one log-softmax serves ``task``, ``invariance`` and ``preference``. The anchors of
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import DataError
 from holdfast.curvature.passes import at_least_float32
-from holdfast.data.batches import IGNORE, Batch, Encoded, collate
+from holdfast.data.batches import IGNORE, Batch, Encoded, alike, collate
 from holdfast.layers.address import LayerMap
 from holdfast.methods.causal import maths
 from holdfast.methods.causal.gates import Watch
 from holdfast.methods.causal.plan import CausalPlan
 from holdfast.methods.causal.representations import Representation, picked, reading
-from holdfast.training.objective import Composable, NextToken, Term, logits_at, targets_of, unwrapped
+from holdfast.training.objective import Composable, NextToken, Term, logits_of, targets_of, unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +84,14 @@ class CausalObjective(Composable):
             NumericsError: the representations have collapsed.
         """
         members = self._members(batch)
-        joined = self._joined(members).to(batch.input_ids.device)
-        targets, owner = targets_of(joined)
-        where = targets != IGNORE
         layers = LayerMap.of(unwrapped(model)).select(tuple(self.plan.groups))
-        with reading(layers) as seen:
-            logits = logits_at(model, joined, where)
-            of_cases = picked(seen, joined, self.plan.config.kinds, 2 * len(members.cases))
-        logp_nv = at_least_float32(logits).log_softmax(-1)
-        token_n = logp_nv.gather(-1, targets[where][:, None]).squeeze(-1)
+        logp_nv, target_n, row_n, of_cases = self._read(model, layers, members, batch.input_ids.device)
+        token_n = logp_nv.gather(-1, target_n[:, None]).squeeze(-1)
         sums = {
-            "task": lambda: self._task_sum(token_n, owner[where], members),
-            "invariance": lambda: self._invariance(logp_nv, owner[where], members),
+            "task": lambda: self._task_sum(token_n, row_n, members),
+            "invariance": lambda: self._invariance(logp_nv, row_n, members),
             "separation": lambda: self._separation(model, layers, of_cases, members),
-            "preference": lambda: self._preference(token_n, owner[where], members),
+            "preference": lambda: self._preference(token_n, row_n, members),
         }
         weights = self._weights(members)
         return {name: Term(factor * sums[name](), weights[name]) for name, factor in self._lambdas.items()}
@@ -141,13 +135,46 @@ class CausalObjective(Composable):
                 "training_rows(cases) of the plan's cases, and give rows without an attack to the plan as plain."
             )
 
-    def _joined(self, members: _Members) -> Batch:
-        """Benign, attacked, plain rows and, for ``preference``, attacked with the payload's answer: a line each."""
+    def _joined(self, members: _Members) -> list[Encoded]:
+        """Benign, attacked, plain rows and, for ``preference``, attacked with the payload's answer."""
         views = self.plan.cases.views
         rows = [views[view][n] for view in ("benign", "attacked") for n in members.cases] + members.plain
         if "payload" in views:
             rows += [views["payload"][n] for n in members.cases]
-        return collate(rows, self._pad_id)
+        return rows
+
+    def _read(
+        self, model: nn.Module, layers: LayerMap, members: _Members, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor, Representation]:
+        """Of all views, row after row: log-probabilities at learnt tokens, these, their rows; and what the cases give.
+
+        Rows of like length go through the model together: an attacked view is up to twice as long as its benign one.
+        The head then runs once, in the last pass, which alone is through a data-parallel wrapper: it expects one.
+        """
+        rows, views = self._joined(members), 2 * len(members.cases)
+        groups = alike(rows)
+        parts = [collate([rows[n] for n in group], self._pad_id).to(device) for group in groups]
+        wanted = [targets_of(part) for part in parts]
+        target_n = torch.cat([target[target != IGNORE] for target, _ in wanted])
+        row_n, order = torch.cat(
+            [
+                torch.tensor(group, device=device)[owner[target != IGNORE]]
+                for group, (target, owner) in zip(groups, wanted, strict=True)
+            ]
+        ).sort(stable=True)
+        hidden, found = [], []
+        for group, part, (target, _) in zip(groups, parts, wanted, strict=True):
+            last = part is parts[-1]
+
+            def select(hidden_btd: Tensor, where: Tensor = target != IGNORE, last: bool = last) -> Tensor:
+                hidden.append(hidden_btd[where])
+                return torch.cat(hidden)[order] if last else hidden[-1][:0]
+
+            with reading(layers) as seen:
+                logits = logits_of(model if last else unwrapped(model), part, select)
+                found.append(picked(seen, part, self.plan.config.kinds, sum(n < views for n in group)))
+        logp_nv = at_least_float32(logits).log_softmax(-1)
+        return logp_nv, target_n[order], row_n, _in_order(found, [n for group in groups for n in group if n < views])
 
     def _task_sum(self, token_n: Tensor, row_n: Tensor, members: _Members) -> Tensor:
         tokens = 2 * members.case_tokens + members.plain_tokens
@@ -209,9 +236,19 @@ class CausalObjective(Composable):
         for keys in wanted.values():
             for key in (key for each in keys for key in each):
                 place.setdefault(key, len(place))
-        batch = collate([self.plan.cases.views[view][n] for view, n in place], self._pad_id).to(device)
+        rows = [self.plan.cases.views[view][n] for view, n in place]
+        groups, parts = alike(rows), []
         with reading(layers) as seen, torch.set_grad_enabled(self._moves_all and torch.is_grad_enabled()):
-            unwrapped(model)(**batch.model_inputs(), logits_to_keep=1)
-            found = picked(seen, batch, self.plan.config.kinds)
+            for group in groups:
+                batch = collate([rows[n] for n in group], self._pad_id).to(device)
+                unwrapped(model)(**batch.model_inputs(), logits_to_keep=1)
+                parts.append(picked(seen, batch, self.plan.config.kinds))
+        found = _in_order(parts, [n for group in groups for n in group])
         at = {view: torch.tensor([[place[key] for key in each] for each in keys]) for view, keys in wanted.items()}
         return {view: {name: R_ni[index.to(device)] for name, R_ni in found.items()} for view, index in at.items()}
+
+
+def _in_order(parts: Sequence[Representation], rows: Sequence[int]) -> Representation:
+    """Representations of parts of the rows, whose numbers are given part after part, as one of all in their order."""
+    place = torch.tensor(rows).argsort()
+    return {name: torch.cat([part[name] for part in parts])[place] for name in parts[0]}
