@@ -1,7 +1,10 @@
-"""The causal method: a training step against plain fine-tuning, and the permutation test of HSIC against hyppo's.
+"""The causal method: a training step against plain fine-tuning, an attack against generation, HSIC against hyppo's.
 
 A step of plain fine-tuning has the benign and the attacked view of its cases as rows; that of the objective has the
 same cases, and makes the other views itself. Every side runs the same `Stepper` on the lab model.
+
+An attack asks the lab model and judges and logs what it says; the other side is greedy generation alone, as evaluation
+measures it, for the same prompts in batches of the same size.
 
 Both sides of the permutation test take 2,000 rows of 64 coordinates. hyppo takes 50 draws for our 1,000, so speeds are
 compared by draws a second, set-up included; its statistic is the root of ours over its largest value, of one bandwidth
@@ -14,20 +17,24 @@ import importlib.util
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Result, Settings, Wanted, peak_rss, worker
+from benchmarks.harness import Result, Settings, Wanted, peak_rss, take_turns, worker
 
 D, SEED = 64, 0
 LIMIT = 20.0
 """Seconds that our test may take."""
+FAMILIES = ("escape_separation", "completion_combined", "role_claim")
 CASES, WARM = 16, 1
 """Cases of a step, and steps before the clock starts."""
 TIME, MEMORY = 2.2, 1.6
 """What a step may take, as a multiple of plain fine-tuning on the same rows."""
+SPEED, BATCH = 0.9, 32
+"""Prompts a second of an attack, as a share of generation's, and prompts of a batch."""
 STEPS: dict[str, tuple[str, Wanted]] = {
     "attacked": ("default", "at most"),
     "both": ("gradient: both", "for information"),
@@ -38,8 +45,8 @@ ALIKE = 1e-9
 
 
 def measure(settings: Settings) -> list[Result]:
-    """Training steps, then the permutation test."""
-    return [*_training(settings), *_permutation(settings)]
+    """Training steps, attacked prompts, then the permutation test."""
+    return [*_training(settings), _attacking(settings), *_permutation(settings)]
 
 
 def _training(settings: Settings) -> list[Result]:
@@ -62,6 +69,18 @@ def _training(settings: Settings) -> list[Result]:
             name = f"{what}, counterfactual training, {label}"
             results.append(Result(name, unit, ours, plain, "plain fine-tuning", wanted, bound, said))
     return results
+
+
+def _attacking(settings: Settings) -> Result:
+    """Prompts a second of an attack, against generation alone."""
+    count = 48 if settings.quick else 384
+    answers = take_turns("causal", ["attack", str(count)], ["generate", str(count)], settings.threads)
+    rates, peer = ([a["prompts"] / a["seconds"] for a in answers[side]] for side in ("ours", "peer"))
+    same = answers["ours"][0]["said"] == answers["peer"][0]["said"]
+    said = [f"{answers['ours'][0]['prompts']} prompts, batches of {BATCH}; answers {'' if same else 'not '}identical"]
+    return Result(
+        "attack, judged and logged", "prompts/s", rates, peer, "greedy generation alone", "at least", SPEED, said, same
+    )
 
 
 def _permutation(settings: Settings) -> list[Result]:
@@ -131,6 +150,60 @@ def step(side: str, steps: str) -> dict[str, Any]:
     return {"seconds": statistics.median(each[WARM:]), "peak": peak_rss()}
 
 
+def _attacked(count: str) -> tuple[Any, Any, Any]:
+    """The lab model, the settings of an attack without probes, and what it asks: attacked prompts, then benign ones."""
+    from holdfast.data.sources import SourceConfig
+    from holdfast.evaluation.attacks.config import AttackConfig
+    from holdfast.evaluation.attacks.material import read_material
+    from holdfast.models.load import ModelConfig, load_model
+
+    config = AttackConfig(limit=int(count) // 3, families=FAMILIES, probes=0, batch_size=BATCH)
+    loaded = load_model(ModelConfig(source="lab", device="cpu"))
+    return loaded, config, read_material([SourceConfig(source="lab/injection", split="test")], config)
+
+
+def _asked(loaded: Any, material: Any) -> list[dict[tuple[int, ...], Any]]:
+    """Each part's prompts by their tokens: one that several cases share is answered once."""
+    encoded = [[loaded.chat.prompt(row.messages, id=row.id) for row in rows] for rows in material.parts.values()]
+    return [{row.ids: row for row in rows} for rows in encoded]
+
+
+def _answers(loaded: Any, material: Any, most: int) -> list[str]:
+    """What generation alone says to every row of every part."""
+    from holdfast.models.generate import generate as generated
+
+    said = []
+    for rows, asked in zip(material.parts.values(), _asked(loaded, material), strict=True):
+        made = generated(loaded, list(asked.values()), max_new_tokens=most, batch_size=BATCH)
+        texts = dict(zip(asked, (loaded.chat.said(answer.text) for answer in made), strict=True))
+        said += [texts[loaded.chat.prompt(row.messages, id=row.id).ids] for row in rows]
+    return said
+
+
+def attack(count: str) -> dict[str, Any]:
+    """Seconds of an attack whole, how many prompts the model answered, and a digest of what it said."""
+    from holdfast.evaluation.attacks.run import attack as attacked
+
+    loaded, config, material = _attacked(count)
+    _answers(loaded, material, 4)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        attacked(loaded, material, config, log=Path(folder) / "log.jsonl")
+        seconds = time.perf_counter() - began
+        lines = (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    said = [json.loads(line)["output"] for line in lines]
+    return {"seconds": seconds, "prompts": sum(map(len, _asked(loaded, material))), "said": said}
+
+
+def generate(count: str) -> dict[str, Any]:
+    """Seconds of greedy generation for the same prompts."""
+    loaded, config, material = _attacked(count)
+    _answers(loaded, material, 4)
+    began = time.perf_counter()
+    said = _answers(loaded, material, config.max_new_tokens)
+    return {"seconds": time.perf_counter() - began, "prompts": sum(map(len, _asked(loaded, material))), "said": said}
+
+
 def drawn(n: str) -> tuple[Any, Any, Any]:
     """Two variables that hardly depend, and labels of ten levels: the same in every process."""
     import numpy as np
@@ -170,7 +243,13 @@ def hyppo(n: str, draws: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> None:
     """One role of this file, its answer as JSON."""
-    roles: dict[str, Callable[..., dict[str, Any]]] = {"step": step, "ours": ours, "hyppo": hyppo}
+    roles: dict[str, Callable[..., dict[str, Any]]] = {
+        "step": step,
+        "attack": attack,
+        "generate": generate,
+        "ours": ours,
+        "hyppo": hyppo,
+    }
     print(json.dumps(roles[arguments[0]](*arguments[1:])))
 
 

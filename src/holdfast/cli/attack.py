@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holdfast.cli.measure import model_named, run_step
+from holdfast.cli.measure import AnyBase, OnModel, model_named, run_step
 from holdfast.cli.output import AsJson, print_json, print_table, say
 from holdfast.core.errors import ConfigError
 
@@ -58,10 +58,8 @@ def attack(  # noqa: PLR0913, PLR0917 - one parameter an option
             metavar="BUDGET", help="Search suffixes by gradients: steps=100,width=64,candidates=64,length=12,cases=20."
         ),
     ] = "",
-    adapter: Annotated[str, typer.Option(metavar="FOLDER", help="A PEFT adapter to put on the model.")] = "",
-    any_base: Annotated[
-        bool, typer.Option("--any-base", help="Put --adapter on this model also where it was made for another.")
-    ] = False,
+    adapter: OnModel = "",
+    any_base: AnyBase = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens of an answer.")] = 96,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are decoded together.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws, the wordings and the searches.")] = 0,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holdfast.cli.measure import model_named
+from holdfast.cli.measure import AnyBase, OnModel, model_named
 from holdfast.cli.output import AsJson, print_json, say
 from holdfast.core.errors import ConfigError, DataError
 
@@ -33,10 +33,8 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter an option
         Path | None,
         typer.Option("--prompt-file", metavar="FILE", help="A prompt as text, or rows: JSONL, CSV or Parquet."),
     ] = None,
-    adapter: Annotated[str, typer.Option(metavar="FOLDER", help="A PEFT adapter to put on the model.")] = "",
-    any_base: Annotated[
-        bool, typer.Option("--any-base", help="Put --adapter on this model also where it was made for another.")
-    ] = False,
+    adapter: OnModel = "",
+    any_base: AnyBase = False,
     self_speculative: Annotated[
         bool, typer.Option("--self-speculative", help="Let the trained heads guess ahead: same answers, fewer passes.")
     ] = False,

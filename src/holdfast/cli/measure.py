@@ -25,6 +25,10 @@ NULL = "A verdict holds where p < 0.05: more changed on the same prompts than ch
 count as one; p-values within a breakdown are adjusted for their number."
 JUDGE_PLACE = {"classifier": "source", "chat": "url"}
 """The setting that stands right after the colon, by kind of judge."""
+OnModel = Annotated[str, typer.Option(metavar="FOLDER", help="A PEFT adapter to put on the model.")]
+AnyBase = Annotated[
+    bool, typer.Option("--any-base", help="Put --adapter on this model also where it was made for another.")
+]
 
 
 def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
@@ -43,10 +47,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter an option
             metavar="FILE", help="Answers with people's labels: every --task's rate, corrected for its judge."
         ),
     ] = "",
-    adapter: Annotated[str, typer.Option(metavar="FOLDER", help="A PEFT adapter to put on the model.")] = "",
-    any_base: Annotated[
-        bool, typer.Option("--any-base", help="Put --adapter on this model also where it was made for another.")
-    ] = False,
+    adapter: OnModel = "",
+    any_base: AnyBase = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows per task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are decoded together.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the rows and of the bootstrap.")] = 0,
