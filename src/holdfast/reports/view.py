@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from holdfast.reports.causal_verify_panel import Verified
     from holdfast.reports.merging_panel import MergingPanel
     from holdfast.reports.table_panel import TablePanel
+    from holdfast.reports.weights_panel import WeightsPanel
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,8 @@ class View:
     """``None`` where no step merges or repairs."""
     rotation: RotationPanel | None
     """``None`` where no step is of rotation."""
+    weighted: WeightsPanel | None
+    """``None`` where no step planned token weights."""
     trainings: tuple[Training, ...]
     steps: tuple[Step, ...]
     full: tuple[Full, ...]
