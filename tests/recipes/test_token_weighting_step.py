@@ -174,6 +174,14 @@ def test_one_key_switches_the_scorer(places: dict[str, str]) -> None:
             r"A critic needs both outcomes: got the reward 1 on all 4 answers",
         ),
         (
+            {"scorer": "critic", "reference": None, "critic": {"reward": "model", "reward_model": "./nowhere"}},
+            r"from \./nowhere: no such folder",
+        ),
+        (
+            {"scorer": "critic", "reference": None, "critic": {"reward": "tests"}},
+            r"Row 'r0' has no tests, by which reward: tests judges answers",
+        ),
+        (
             {"scorer": "column", "reference": None, "column": "god"},
             r"rows.jsonl: no column 'god'. Did you mean 'good'",
         ),
@@ -187,7 +195,7 @@ def test_check_finds_it_before_a_model_loads(places: dict[str, str], keys: dict[
     keys = copy.deepcopy(keys)
     if "other" in keys.values():
         keys["reference"] = places[keys["reference"]]
-    if keys.get("critic"):
+    if "answers" in (keys.get("critic") or {}):
         keys["critic"]["answers"] = places["alike"]
     with pytest.raises(ConfigError, match=rf"steps.weights: .*{sentence}"):
         estimate(recipe(places, "reference", "weights", weights={"critic": None, **keys}), "weighed")

@@ -34,8 +34,8 @@ def plan_needs(checks: Checks, step_id: str, step: TokenWeightingStep) -> PlanNe
     rows = checks.rows(step_id, step.data)
     answers = checks.answers(step_id, step.data) or ()
     references = [_reference(checks, step_id, step, key, model, chat) for key in READ.get(step.base, ())]
-    if step.base == "critic" and step.critic is not None and step.critic.answers is not None:
-        checks.tried(step_id, lambda: _check_outcomes(step))
+    if step.base == "critic":
+        checks.tried(step_id, lambda: _check_rewards(step, answers))
     if (column := step.column) is not None and step.base == "column":
         checks.tried(step_id, lambda: _check_column(step, column))
     if chat is not None and answers:
@@ -70,14 +70,20 @@ def _reference(
     return found
 
 
-def _check_outcomes(step: TokenWeightingStep) -> None:
-    """A file of answers with their rewards has better and worse ones."""
-    from holdfast.methods.token_weighting.rewards import check_outcomes, read_answers
+def _check_rewards(step: TokenWeightingStep, questions: Sequence[Example]) -> None:
+    """What judges answers is there; a file of answers with their rewards has better and worse ones."""
+    from holdfast.data.sources import SourceConfig, load_examples
+    from holdfast.methods.token_weighting.rewards import check_judged_by, check_outcomes, read_answers
+    from holdfast.models.sources import local_folder
 
     config = step.teaching()
     if config.reward == "given" and config.answers is not None:
         found = read_answers(Path(config.answers).expanduser())
         check_outcomes(found, pairwise=config.objective == "pairwise")
+        return
+    if config.reward_model is not None:
+        local_folder(config.reward_model, weights=False)
+    check_judged_by(load_examples(SourceConfig(source=config.answers)) if config.answers else questions, config)
 
 
 def _check_column(step: TokenWeightingStep, column: str) -> None:

@@ -9,10 +9,11 @@ from tests.training.helpers import examples
 from tests.zoo import byte_tokenizer, tiny
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
-from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.errors import ConfigError, DataError, HoldfastError
 from holdfast.data.examples import Example, Message
 from holdfast.data.lab import programs
 from holdfast.evaluation.judges import Sample
+from holdfast.methods.token_weighting import rewards
 from holdfast.methods.token_weighting.critic_config import CriticConfig
 from holdfast.methods.token_weighting.rewards import (
     Answered,
@@ -102,6 +103,31 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
         scored([], str(tmp_path / "two"))
     with pytest.raises(ConfigError, match="Cannot load the reward model"):
         scored([], str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "fields", "sentence"),
+    [
+        ({"reward": "tests"}, {"reference": "42"}, "Row 'a' has no tests, by which reward: tests judges answers"),
+        ({"reward": "model", "reward_model": "./nowhere"}, {}, "Cannot load the reward model './nowhere'"),
+    ],
+)
+def test_what_judges_answers_is_looked_at_before_any_is_sampled(
+    keys: dict[str, Any], fields: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewards, "sample_answers", lambda *_: pytest.fail("answers were sampled"))
+    with pytest.raises(HoldfastError, match=sentence):
+        answers_for(tiny("llama"), [question("a", **fields)], CriticConfig(**keys))
+
+
+def test_an_answer_of_a_file_is_not_judged_by_itself(tmp_path: Path) -> None:
+    row = {"id": "a", "prompt": "What is 6 times 7?", "answer": "#### 41"}
+    bare = written(tmp_path / "bare.jsonl", row)
+    known = written(tmp_path / "known.jsonl", row | {"reference": "42"})
+    with pytest.raises(DataError, match="Row 'a' has no reference, by which reward: exact judges its answer"):
+        answers_for(tiny("llama"), [], CriticConfig(answers=str(bare)))
+    with pytest.raises(DataError, match="both outcomes: got the reward 0 on all 1 answers"):
+        answers_for(tiny("llama"), [], CriticConfig(answers=str(known)))
 
 
 def test_chosen_and_rejected_are_a_better_and_a_worse_answer_to_one_question(tmp_path: Path) -> None:

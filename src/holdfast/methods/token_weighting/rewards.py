@@ -72,6 +72,7 @@ def answers_for(loaded: LoadedModel, questions: Sequence[Example], config: Criti
 
     Raises:
         DataError: no answers; a row without what its judge needs; a file without the columns; all rewards are equal.
+            What answers are judged by is looked at before any is sampled.
         ConfigError: the reward model cannot be loaded, or has more than one output.
         NumericsError: a reward is not a number.
     """
@@ -79,14 +80,34 @@ def answers_for(loaded: LoadedModel, questions: Sequence[Example], config: Criti
         assert config.answers is not None  # CriticConfig refuses it
         found = read_answers(Path(config.answers).expanduser())
     else:
-        if config.answers is None:
-            samples = sample_answers(loaded, questions, config)
-        else:
-            rows = load_examples(SourceConfig(source=config.answers))
-            samples = [Sample(row, row.answer) for row in rows]
-        found = scored(samples, config.reward_model) if config.reward_model else judged(samples, config.reward)
+        given = load_examples(SourceConfig(source=config.answers)) if config.answers else []
+        check_judged_by(given or questions, config)
+        teller = _reward_model(config.reward_model) if config.reward_model else None
+        samples = [Sample(row, row.answer) for row in given] or sample_answers(loaded, questions, config)
+        found = _told(samples, *teller) if teller else judged(samples, config.reward)
     check_outcomes(found, pairwise=config.objective == "pairwise")
     return found
+
+
+def check_judged_by(rows: Sequence[Example], config: CriticConfig) -> None:
+    """Each row has what says whether an answer to it is right.
+
+    Args:
+        rows: The questions, or what stands in the file of ``answers``.
+    Raises:
+        DataError: names the first row without its tests, or without a reference beside the answer that is judged.
+    """
+    if config.reward == "tests" and (row := next((row for row in rows if not row.tests.strip()), None)):
+        raise DataError(
+            f"Row {row.id!r} has no tests, by which reward: tests judges answers. Do: give them in a column 'tests'."
+        )
+    if config.reward != "exact" or config.answers is None:
+        return
+    if row := next((row for row in rows if not row.reference.strip()), None):
+        raise DataError(
+            f"Row {row.id!r} has no reference, by which reward: exact judges its answer. Do: give it in a column "
+            "'reference'."
+        )
 
 
 @torch.inference_mode()
@@ -166,7 +187,10 @@ def scored(samples: Sequence[Sample], source: str) -> Answers:
         DataError: a conversation is longer than the model's context.
         NumericsError: a reward is not a number.
     """
-    tokenizer, model = _reward_model(source)
+    return _told(samples, *_reward_model(source))
+
+
+def _told(samples: Sequence[Sample], tokenizer: Any, model: Any) -> Answers:
     kept = [sample for sample in samples if sample.output.strip()]
     made = []
     with torch.inference_mode():
