@@ -21,10 +21,10 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_lab_passes_with_exit_code_0(command) -> None:
-    code, out, _ = command("data", "audit", "lab/injection")
+    code, out, _ = command("data", "audit", "lab")
     assert code == 0
-    assert out.splitlines()[0] == "lab/injection: 1500 cases (500 train, 500 validation, 500 test)"
-    assert out.splitlines()[-1] == "lab/injection passes"
+    assert out.splitlines()[0] == "lab: 1500 cases (500 train, 500 validation, 500 test)"
+    assert out.splitlines()[-1] == "lab passes"
 
 
 def test_a_leak_is_refused_with_exit_code_1_and_forced_with_0(command, leaky: Path) -> None:

@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 from tests.evaluation.attack_cases import case, rows
+from tests.models.chat_templates import BRACKETS
 from tests.recipes.keys import ATTACK, KEYS
-from tests.zoo import tiny_folder
+from tests.zoo import byte_tokenizer, tiny_folder
 
 from holdfast.core.errors import ConfigError
 from holdfast.data.counterfactual import Counterfactual
 from holdfast.evaluation.attacks.config import AttackConfig
 from holdfast.evaluation.attacks.material import Material
+from holdfast.evaluation.attacks.told import NO_DATA_ROLE
 from holdfast.evaluation.judges.base import Sample
 from holdfast.evaluation.judges.injection import INJECTION
 from holdfast.evaluation.log import Record
+from holdfast.models.templates import FOUR_ROLES
 from holdfast.recipes.attacking import eps_causal
 from holdfast.recipes.context import Context
 from holdfast.recipes.estimate import estimate
@@ -121,3 +124,14 @@ def test_a_run_attacks_twice_and_tables_both(tmp_path: Path) -> None:
     assert {"injection/attack/gcg/followed", "injection/attack/best_of/queries", "causal/eps/outcome"} <= names
     assert any(m.name == "table/attack/attacked/followed" for m in done["table"].metrics)
     assert done["change"].verdicts
+
+
+@pytest.mark.parametrize(("template", "told"), [(BRACKETS, 1), (FOUR_ROLES, 0)])
+def test_a_template_without_a_data_role_is_told_once(template: str, told: int, tmp_path: Path) -> None:
+    folder, file = tiny_folder(tmp_path, "llama"), tmp_path / "cases.jsonl"
+    byte_tokenizer(chat_template=template).save_pretrained(folder)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(1)), encoding="utf-8")
+    step = {"do": "attack", "cases": [str(file)], "max_new_tokens": 1, "probes": 0}
+    document = {"name": "r", "model": str(folder), "steps": {"open": step}}
+    (done,) = run_recipe(parse_recipe(document, "r.yaml"), tmp_path / "out").steps
+    assert done.notes.count(NO_DATA_ROLE) == told

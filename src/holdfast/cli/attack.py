@@ -15,8 +15,6 @@ from holdfast.core.errors import ConfigError
 if TYPE_CHECKING:
     from holdfast.core.results import Metric
 
-LAB = {"lab": "lab/injection"}
-"""Words that ``--data`` has for a source."""
 FOLLOWED, DONE = "injection/attack/attacked/followed", "injection/attack/attacked/task_done"
 HIDDEN = tuple(
     f"{part}/{word}"
@@ -39,7 +37,9 @@ def attack(  # noqa: PLR0913, PLR0917 - one parameter an option
         str, typer.Option("--format", help="Format of --data: see 'holdfast data audit --help'. Default: its columns'.")
     ] = "",
     split: Annotated[str, typer.Option(help="Which cases of --data.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Cases per family. Default: all; of the lab 30.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Cases per family at most. Default: all; of the lab 30.")
+    ] = None,
     probes: Annotated[
         int, typer.Option(min=0, help="Cases for triggers, order, quoting and obeyed instructions.")
     ] = 300,
@@ -94,7 +94,9 @@ def attack(  # noqa: PLR0913, PLR0917 - one parameter an option
 
 
 def _source(name: str, format_: str, split: str) -> dict[str, str]:
-    source = {"source": LAB.get(name, name), "split": split}
+    from holdfast.data.counterfactual import named
+
+    source = {"source": named(name), "split": split}
     return source | ({"format": format_} if format_ else {})
 
 

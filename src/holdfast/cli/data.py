@@ -25,7 +25,7 @@ def _group() -> None:
 def audit(
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="A file or folder of cases, lab/injection, or a set on the hub."),
+        typer.Argument(metavar="FILE", help="lab, a file or folder of cases, or a set on the hub."),
     ],
     format_: Annotated[
         str | None,
@@ -39,10 +39,10 @@ def audit(
 ) -> None:
     """Find what makes an injection set prove nothing: faults, copies, leaks, words that tell; exit 1 if refused."""
     from holdfast.data.audit import audit as ask
-    from holdfast.data.counterfactual import read_unchecked
+    from holdfast.data.counterfactual import named, read_unchecked
     from holdfast.data.sources import SourceConfig
 
-    found = ask(read_unchecked(SourceConfig(source=file, format=format_)), file)
+    found = ask(read_unchecked(SourceConfig(source=named(file), format=format_)), file)
     if as_json:
         print_json(found.as_dict())
     else:

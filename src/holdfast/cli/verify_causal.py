@@ -62,7 +62,7 @@ def causal(  # noqa: PLR0913, PLR0917 - one parameter an option
     Claims that cannot be decided abstain, and say what is missing. Needs the extra 'verify'.
     """
     settings = _settings(layers=layers, rows=rows, bound=bound, draws=draws, seed=seed)
-    found = _run((model, adapter, against), "lab/injection" if data == "lab" else data, settings)
+    found = _run((model, adapter, against), data, settings)
     if out is not None:
         write_atomically(out, json.dumps(_record(found), indent=1, ensure_ascii=False) + "\n")
         say(f"Everything is in {out}.")
@@ -85,6 +85,7 @@ def _settings(*, layers: str, **given: Any) -> VerifyConfig:
 
 def _run(models: tuple[str, str | None, str | None], data: str, settings: VerifyConfig) -> Verification:
     """Read, check, load, verify: in this order, so that bad cases are told before a model loads."""
+    from holdfast.data.counterfactual import named
     from holdfast.data.sources import SourceConfig
     from holdfast.layers.adapters import read_peft
     from holdfast.methods.causal.verify import prepare, verify
@@ -93,7 +94,7 @@ def _run(models: tuple[str, str | None, str | None], data: str, settings: Verify
     from holdfast.models.sources import local_folder
 
     source, folder, against = models
-    cases = read(SourceConfig(source=data, rows=settings.rows if data.startswith("lab/") else None))
+    cases = read(SourceConfig(source=named(data), rows=settings.rows if named(data).startswith("lab/") else None))
     prepare(cases, settings)
     adapter = None if folder is None else read_peft(local_folder(folder, marker="adapter_config.json"))
     loaded = load_model(ModelConfig(source=source, adapter=folder))

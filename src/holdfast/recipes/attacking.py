@@ -20,6 +20,7 @@ def attack(context: Context) -> Outcome:
     from holdfast.core.runtime import peak_bytes
     from holdfast.evaluation.attacks import run
     from holdfast.evaluation.attacks.material import read_material
+    from holdfast.evaluation.attacks.told import told_of
     from holdfast.evaluation.log import read_log
     from holdfast.models.load import load_model
 
@@ -33,7 +34,7 @@ def attack(context: Context) -> Outcome:
         metrics=(*result.metrics, *eps_causal(material, read_log(log)[1])),
         artifacts=(artifact(context, log),),
         samples=tuple(shown(sample) for sample in result.samples),
-        notes=(*loaded.notes, *material.notes),
+        notes=(*loaded.notes, *material.notes, *told_of(loaded)),
         model_name=name_of(context, loaded),
         peak_bytes=peak_bytes(),
     )

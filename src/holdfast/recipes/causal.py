@@ -33,6 +33,7 @@ def plan(context: Context) -> Outcome:
     """Audit the set, look at the model on its cases, and keep the plan."""
     from holdfast.core.runtime import peak_bytes
     from holdfast.data.counterfactual import of_families
+    from holdfast.evaluation.attacks.told import told_of
     from holdfast.methods.causal import plan as planning
     from holdfast.methods.causal import store
     from holdfast.models.load import load_model
@@ -59,6 +60,7 @@ def plan(context: Context) -> Outcome:
         notes=(
             *loaded.notes,
             *made.notes(),
+            *told_of(loaded),
             f"Audit of {found.cases:,} cases: {found.verdict}.",
             *forced,
             *(f"Training {name}: {note}" for name, need in needs.items() for note in need.notes()),

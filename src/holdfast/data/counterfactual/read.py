@@ -31,6 +31,11 @@ from holdfast.data.sources import (
 LAB = "lab/injection"
 
 
+def named(word: str) -> str:
+    """The source that a command's word for cases stands for: ``lab`` is `LAB`."""
+    return LAB if word == "lab" else word
+
+
 def read_cases(source: SourceConfig) -> tuple[Counterfactual, ...]:
     """The checked cases that ``source`` names: ``lab/injection``, a file or folder, or a set on the hub.
 
@@ -125,7 +130,7 @@ def _format(source: SourceConfig, first: Part) -> CaseFormat:
             return each
     raise DataError(
         f"{first.where}: no format of cases has these columns, got {', '.join(sorted(present))}. "
-        f"Do: map them with 'columns', for one of the formats {', '.join(CASE_FORMATS)}."
+        f"Do: rename them, or map them with 'columns' in a recipe, for one of the formats {', '.join(CASE_FORMATS)}."
     )
 
 

@@ -40,7 +40,7 @@ class AttackConfig(Config):
     """What is tried on a model, and what defends it."""
 
     limit: int | None = Field(default=None, ge=1)
-    """Cases of each attack family, drawn by ``seed``. Default: all; of the lab 30."""
+    """Cases of each attack family at most, drawn by ``seed``. Default: all; of the lab 30."""
     families: tuple[str, ...] = ()
     """Attack families that are tried; all of them where it is left out."""
     probes: int = Field(default=300, ge=0)

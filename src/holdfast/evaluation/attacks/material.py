@@ -58,8 +58,8 @@ def read_material(sources: Sequence[SourceConfig], config: AttackConfig) -> Mate
     """Read the cases of ``sources`` and make every part's rows; a source without a split gives its test split.
 
     Raises:
-        DataError: nothing there, a case with a fault, no held-out family, two cases of one id, no case on which obeying
-            could be told, or a family with fewer cases than ``limit``.
+        DataError: nothing there, a case with a fault, no held-out family, two cases of one id, or no case on which
+            obeying could be told.
     """
     sources = [source if source.split else source.model_copy(update={"split": TEST}) for source in sources]
     cases = tuple(case for source in sources for case in _cases(source, config))

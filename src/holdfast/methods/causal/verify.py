@@ -15,6 +15,7 @@ from holdfast.core.errors import MissingExtra
 from holdfast.core.results import Metric, Verdict
 from holdfast.data.audit import Audit, audit
 from holdfast.data.counterfactual import Counterfactual
+from holdfast.evaluation.attacks.told import told_of
 from holdfast.layers.adapters import Adapter
 from holdfast.methods.causal import verify_bounds as bounds
 from holdfast.methods.causal import verify_independence as independence
@@ -32,7 +33,6 @@ EXACT = (
     "A network is a function of its whole input, so with enough cases no representation is exactly independent of an "
     "injection; causal/moved says by how much it moves."
 )
-NO_ROLE = "The chat template has no data role: the data are quoted between delimiters in the user's turn."
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def verify(
         made, said = _graph(before, swaps, settings.seed, hardened=False)
         metrics += independence.with_model([*_figures(before, tested, swaps, settings.seed), *made], BASE)
         verdicts += [v.model_copy(update={"name": f"{v.name}/{BASE}"}) for v in said]
-    notes = (*tested.notes, *swaps.notes, EXACT, *(() if loaded.chat.native_data else (NO_ROLE,)))
+    notes = (*tested.notes, *swaps.notes, EXACT, *told_of(loaded))
     return Verification(tuple(metrics), tuple(verdicts), curves, notes)
 
 
