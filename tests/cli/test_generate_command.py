@@ -12,6 +12,7 @@ from tests.close import assert_close
 from holdfast.data.examples import Message
 from holdfast.methods.token_weighting.objective import base_of
 from holdfast.models.adapter import record_base
+from holdfast.models.chat import ChatFormat
 from holdfast.models.config import ModelConfig
 from holdfast.models.generate import generate
 from holdfast.models.heads import Heads, Kind, save_heads
@@ -47,7 +48,7 @@ def test_answers_are_printed_and_the_same_when_guessed_ahead(command, model, tmp
     loaded = load_model(ModelConfig(source=str(model)))
     prompts = [loaded.chat.prompt([Message("user", text)]) for text in ("hello", "two\nlines")]
     expected = generate(loaded, prompts, max_new_tokens=6, batch_size=1)
-    assert plain == "\n\n".join(answer.text for answer in expected) + "\n"
+    assert plain == "\n\n".join(loaded.chat.said(answer.text) for answer in expected) + "\n"
     code, guessed, err = command("generate", str(folder / "model"), *asked, "--self-speculative")
     assert (code, guessed) == (0, plain)
     assert "tokens a pass over" in err
@@ -60,6 +61,13 @@ def test_answers_are_printed_and_the_same_when_guessed_ahead(command, model, tmp
     assert told["answers"][0]["id"] == "r1"
     assert told["self_speculative"]["passes"] <= 2
     assert set(told["self_speculative"]["rates"]) == {"2", "3"}
+
+
+def test_what_the_template_puts_before_an_answer_is_not_printed(command, model, monkeypatch):
+    monkeypatch.setattr(ChatFormat, "said", lambda _, text: f"said{len(text)}")
+    for more in ([], ["--json"]):
+        code, out, _ = command("generate", str(model), "--prompt", "hello", "--max-new-tokens", "2", *more)
+        assert (code, "said" in out) == (0, True)
 
 
 def test_heads_of_an_adapter_go_with_that_adapter_alone(command, model, tmp_path):
@@ -82,6 +90,10 @@ def test_heads_of_an_adapter_go_with_that_adapter_alone(command, model, tmp_path
         (["--prompt", "a", "--heads", "x"], "--heads has no effect without --self-speculative"),
         (["--prompt", "a", "--self-speculative"], "has no heads beside it"),
         (["--prompt", "a", "--self-speculative", "--heads", "nowhere"], "Cannot read the heads in nowhere"),
+        (
+            ["--prompt", "a", "--self-speculative", "--adapter", "owner/name"],
+            "owner/name is not the folder of a training",
+        ),
         (["--prompt-file", "nowhere.txt"], "nowhere.txt"),
         (["--prompt", "a", "--max-new-tokens", "5000"], "does not fit the model"),
     ],
@@ -112,7 +124,8 @@ def test_a_whole_training_is_exported_plain_and_for_servers_of_heads(command, mo
 
 def test_a_trained_adapter_is_merged_before_it_is_exported(command, model, tmp_path):
     folder = adapted(model, "sequential", tmp_path / "run")
-    assert command("export", str(folder), "--layout", "hf", "-o", str(tmp_path / "hf"))[0] == 0
+    code, _, err = command("export", str(folder), "--layout", "hf", "-o", str(tmp_path / "hf"))
+    assert (code, err.count("\n")) == (0, 1), "no progress bars"
     merged = load_model(ModelConfig(source=str(model), adapter=str(folder / "adapter"))).model.state_dict()
     plain = load_model(ModelConfig(source=str(tmp_path / "hf"))).model.state_dict()
     assert plain.keys() == merged.keys()

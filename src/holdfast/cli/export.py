@@ -58,13 +58,15 @@ def export(
 
 def _plain(folder: Path, full: bool, base: str, out: Path) -> None:
     from holdfast.core.files import folder_atomically
+    from holdfast.models.sources import quiet
 
     loaded = None if full else _loaded(folder, full, base)
     with folder_atomically(out) as fresh:
         if loaded is None:
             shutil.copytree(folder / "model", fresh, dirs_exist_ok=True)
         else:
-            loaded.model.save_pretrained(fresh)
+            with quiet():
+                loaded.model.save_pretrained(fresh)
             loaded.save_tokenizer(fresh)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from holdfast.data.batches import Encoded
     from holdfast.data.examples import Message
     from holdfast.models.generate import Completion
+    from holdfast.models.heads import Heads
     from holdfast.models.load import LoadedModel
     from holdfast.models.speculative import Acceptance
 
@@ -58,19 +59,21 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter an option
     for note in loaded.notes:
         say(f"Note: {note}")
     prompts = [loaded.chat.prompt(messages, id=name) for name, messages in asked]
+    guess = None if beside is None else _heads(loaded, beside, adapter)
     began = time.perf_counter()
     seen: Acceptance | None = None
-    if beside is not None:
-        answers, seen = _guessed(loaded, beside, adapter, prompts, max_new_tokens)
+    if guess is not None:
+        answers, seen = _guessed(loaded, guess, prompts, max_new_tokens)
     else:
         from holdfast.models.generate import generate as plainly
 
         answers = plainly(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=TOGETHER)
     speed = sum(len(answer.token_ids) for answer in answers) / (time.perf_counter() - began)
+    texts = [loaded.chat.said(answer.text) for answer in answers]
     if as_json:
-        print_json(_record([name for name, _ in asked], answers, seen, speed))
+        print_json(_record([name for name, _ in asked], texts, answers, seen, speed))
         return
-    typer.echo("\n\n".join(answer.text for answer in answers))
+    typer.echo("\n\n".join(texts))
     if seen is not None:
         say(f"{_words(seen)} {speed:.1f} tokens/s.")
 
@@ -100,7 +103,13 @@ def _asked(prompts: Sequence[str], file: Path | None) -> list[tuple[str, Sequenc
 
 def _beside(source: str) -> Path:
     """The heads that a training left beside its model or adapter."""
-    folder = Path(source).expanduser().resolve().parent / "heads"
+    own = Path(source).expanduser()
+    folder = own.resolve().parent / "heads"
+    if not own.is_dir():
+        raise ConfigError(
+            f"{source} is not the folder of a training, beside which heads would stand. Do: name theirs with --heads "
+            "FOLDER."
+        )
     if not folder.is_dir():
         raise ConfigError(
             f"{source} has no heads beside it: got no folder {folder}. Do: name theirs with --heads FOLDER, or train "
@@ -109,16 +118,20 @@ def _beside(source: str) -> Path:
     return folder
 
 
-def _guessed(
-    loaded: LoadedModel, folder: Path, adapter: str, prompts: Sequence[Encoded], most: int
-) -> tuple[list[Completion], Acceptance]:
+def _heads(loaded: LoadedModel, folder: Path, adapter: str) -> Heads:
     from holdfast.methods.token_weighting.objective import base_of
     from holdfast.models.heads import load_heads
     from holdfast.models.sources import local_folder
-    from holdfast.models.speculative import acceptance, self_speculative
 
     base = base_of(local_folder(adapter, marker="adapter_config.json")) if adapter else loaded.weights
-    heads = load_heads(folder, loaded.model, base=base)
+    return load_heads(folder, loaded.model, base=base)
+
+
+def _guessed(
+    loaded: LoadedModel, heads: Heads, prompts: Sequence[Encoded], most: int
+) -> tuple[list[Completion], Acceptance]:
+    from holdfast.models.speculative import acceptance, self_speculative
+
     found = self_speculative(loaded, heads, prompts, max_new_tokens=most)
     return [each.completion for each in found], acceptance(found)
 
@@ -136,14 +149,14 @@ def _words(seen: Acceptance) -> str:
 
 
 def _record(
-    names: Sequence[str], answers: Sequence[Completion], seen: Acceptance | None, speed: float
+    names: Sequence[str], texts: Sequence[str], answers: Sequence[Completion], seen: Acceptance | None, speed: float
 ) -> dict[str, Any]:
     guessed = None
     if seen is not None:
         rates = {str(i): rate for i, rate in enumerate(seen.rates, start=2)}
         guessed = {"passes": seen.passes, "length": seen.length, "rates": rates, "closest": seen.closest}
     told = [
-        {"id": name, "text": answer.text, "tokens": len(answer.token_ids), "finish": answer.finish}
-        for name, answer in zip(names, answers, strict=True)
+        {"id": name, "text": text, "tokens": len(answer.token_ids), "finish": answer.finish}
+        for name, text, answer in zip(names, texts, answers, strict=True)
     ]
     return {"answers": told, "tokens_per_second": speed, "self_speculative": guessed}

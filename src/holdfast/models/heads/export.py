@@ -99,6 +99,7 @@ def export_deepseek(heads: Heads, model: nn.Module, folder: Path) -> None:
         own["embed_tokens.weight"] = bare.get_input_embeddings().weight
         tensors |= {f"{layer}.{name}": tensor for name, tensor in own.items()}
     about = bare.config.to_dict() | {"num_nextn_predict_layers": heads.horizon - 1}
+    about.pop("_name_or_path", None)  # a place on this machine
     _write(folder, MTP_WEIGHTS, tensors, about, model)
 
 
