@@ -184,6 +184,17 @@ def test_the_python_of_baselines_runs(model_folder: Path, tmp_path: Path) -> Non
     assert (tmp_path / "runs" / "lisa" / "model" / "model.safetensors").is_file()
 
 
+def test_the_python_of_causal_audits_trains_and_attacks(model_folder: Path, tmp_path: Path) -> None:
+    code = python_of(ROOT / "docs" / "causal.md").replace('"lab"', repr(str(model_folder)))
+    code = (
+        code.replace("rows=400", "rows=24")
+        .replace("steps=100", "steps=1")
+        .replace("limit=20, probes=20", "limit=1, probes=1")
+    )
+    runs(code + "assert 'injection/attack/attacked/followed' in {m.name for m in found.metrics}\n", tmp_path)
+    assert (tmp_path / "runs" / "hardened").is_dir()
+
+
 def test_the_holding_example_leaves_a_certificate(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
