@@ -1,9 +1,10 @@
 """The loss of four heads over a vocabulary of 128,000: memory, and time against the matrix products that it must do.
-Then decoding with trained heads, see `benchmarks.decoding`.
+Then training steps with rho1 weights against uniform ones, and decoding with trained heads, see `benchmarks.decoding`.
 
 Hidden states, the vocabulary's weight and targets are random. Time and memory are measured in processes of their own.
 The floor of time is the same matrix products alone, chunk by chunk into buffers made before the clock, in the same
-process and in turns with the loss. Memory is the high-water mark above what was held right before, gradients included.
+process and in turns with the loss. Steps train the lab model on the same batches of sums, whose reference losses are
+known, in one process, in turns. Memory is the high-water mark above what was held right before, gradients included.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks import decoding
@@ -19,6 +21,8 @@ from benchmarks.harness import Result, Settings, Wanted, peak_rss, worker
 from benchmarks.merging import memory_now
 
 HEADS, CHUNK, SEED, KEEP = 4, 256, 0, 0.6
+ROWS, WARM = 16, 2
+"""Rows of a training step, and steps before the clock starts."""
 ALIKE = 1e-4
 """Largest relative difference of the loss, ours and the naive one's."""
 PRODUCTS = {
@@ -57,7 +61,7 @@ def measure(settings: Settings) -> list[Result]:
     times["kept"] = run("speed", "once", str(KEEP))
     print(file=sys.stderr)
     losses = [*_memory(memory, _words(sizes["memory"])), *_time(times, _words(sizes["speed"])), _torch(times)]
-    return [*losses, *decoding.measure(settings)]
+    return [*losses, _steps(settings), *decoding.measure(settings)]
 
 
 def _words(size: list[str]) -> str:
@@ -110,6 +114,14 @@ def _torch(answers: dict[str, dict[str, Any]]) -> Result:
     remarks = [f"reduction none, the same chunks; losses {off:.0e} apart (at most {ALIKE:g})"]
     both = (answers["any"]["seconds"], answers["fused"]["seconds"])
     return Result(label, "s", *both, name, wanted, 0, remarks, off <= ALIKE)
+
+
+def _steps(settings: Settings) -> Result:
+    """A training step with rho1 against one with uniform weights."""
+    answer = worker("token_weighting", ["train", str(WARM + (2 if settings.quick else 12))], settings.threads)
+    label, name = "training step with rho1 weights, reference losses known", "uniform weights"
+    remarks = [f"the lab model, {ROWS} rows a step, keep = {KEEP:g}, by row; planning is not in it"]
+    return Result(label, "s", answer["rho1"], answer["uniform"], name, "at most", 1.03, remarks)
 
 
 def drawn(n: int, d: int, v: int, keep: float) -> tuple[Any, ...]:
@@ -192,9 +204,40 @@ def memory(way: str, heads: str, *size: str) -> dict[str, Any]:
     return {"grown": peak_rss() - before, "loss": loss}
 
 
+def train(steps: str) -> dict[str, Any]:
+    """Seconds of every step by both scorers, which take turns on the same batches."""
+    from holdfast.data.batches import Batches
+    from holdfast.data.lab import rows
+    from holdfast.methods.token_weighting import TOKEN_WEIGHTING, TokenWeightingConfig
+    from holdfast.models.load import ModelConfig, load_model
+    from holdfast.training.config import TrainConfig
+    from holdfast.training.step import Stepper, make_accelerator
+
+    settings = TrainConfig(learning_rate=1e-4, warmup=0.0, epochs=1, batch_size=ROWS, seed=SEED)
+    learnt = rows("arithmetic", "train", ROWS * int(steps), SEED)
+    sides = {}
+    for scorer in ("rho1", "uniform"):
+        loaded = load_model(ModelConfig(source="lab", attention="eager", device="cpu"))
+        references = {"reference": loaded} if scorer == "rho1" else {}
+        keys: dict[str, Any] = {"keep": KEEP} if references else {}
+        made = TOKEN_WEIGHTING.plan(TokenWeightingConfig(scorer=scorer, **keys), loaded, learnt, references)
+        loaded.model.requires_grad_(True)
+        data = Batches([loaded.chat.training(row) for row in learnt], ROWS, SEED, pad_id=loaded.chat.pad_id)
+        objective = TOKEN_WEIGHTING.apply(loaded, made)
+        accelerator = make_accelerator(loaded.model.device, (), Path())
+        sides[scorer] = (Stepper(accelerator, loaded.model, settings, objective, None, int(steps)), data)
+    seconds: dict[str, list[float]] = {scorer: [] for scorer in sides}
+    for number in range(int(steps)):
+        for scorer, (stepper, data) in sides.items():
+            began = time.perf_counter()
+            stepper.step(number, data.step(number), False)
+            seconds[scorer].append(time.perf_counter() - began)
+    return {scorer: taken[WARM:] for scorer, taken in seconds.items()}
+
+
 def main(arguments: Sequence[str]) -> None:
     """One role of this file, its answer as JSON."""
-    roles: dict[str, Callable[..., dict[str, Any]]] = {"speed": speed, "memory": memory}
+    roles: dict[str, Callable[..., dict[str, Any]]] = {"speed": speed, "memory": memory, "train": train}
     print(json.dumps(roles[arguments[0]](*arguments[1:])))
 
 
