@@ -17,6 +17,8 @@ from holdfast.reports import (
     rotation_text,
     table_figures,
     table_text,
+    token_weighting_figures,
+    token_weighting_text,
 )
 from holdfast.reports.text import COMPOSITES, QUICK, TRAININGS
 from holdfast.reports.view import View
@@ -69,6 +71,8 @@ def to_html(view: View) -> str:
     environment.globals["rotation_figures"] = rotation_figures
     environment.globals["rotation_text"] = rotation_text
     environment.globals["table_figures"] = table_figures
+    environment.globals["token_figures"] = token_weighting_figures
+    environment.globals["token_texts"] = token_weighting_text
     environment.globals["table_note"] = table_text.NOTE
     environment.filters["unbroken"] = unbroken
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")

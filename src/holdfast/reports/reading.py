@@ -12,6 +12,7 @@ from holdfast.reports.names import DASH, duration, plain, size
 from holdfast.reports.panels import figure_of, panels
 from holdfast.reports.rotation_panel import rotation_panel
 from holdfast.reports.table_panel import table_panels
+from holdfast.reports.token_weighting_panel import token_weighting_panel
 from holdfast.reports.view import Curve, Full, Step, Tested, Training, View
 from holdfast.reports.weights_panel import weights_panel
 
@@ -35,6 +36,7 @@ def read_run(run: RunRecord) -> View:
         merging=merging_panel(run.steps, tables),
         rotation=rotation_panel(run.steps),
         weighted=weights_panel(run.steps),
+        tokens=token_weighting_panel(run.steps),
         trainings=tuple(training for step in run.steps if (training := _training(step))),
         steps=tuple(_step(step) for step in run.steps),
         full=tuple(_full(step, metric) for step in run.steps for metric in step.metrics),

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from holdfast.reports import causal_text, causal_verify_text, merging_text, rotation_text, table_text, weights_panel
+from holdfast.reports import (
+    causal_text,
+    causal_verify_text,
+    merging_text,
+    rotation_text,
+    table_text,
+    token_weighting_text,
+    weights_panel,
+)
 from holdfast.reports.names import DASH
 from holdfast.reports.view import Breakdown, Exchange, Figure, Panel, Row, View
 
@@ -49,6 +57,8 @@ def to_markdown(view: View) -> str:
         blocks += rotation_text.blocks(view.rotation, _text, _table)
     if view.weighted:
         blocks += weights_panel.blocks(view.weighted, _text, _table)
+    if view.tokens:
+        blocks += token_weighting_text.blocks(view.tokens, _text, _table)
     blocks += [f"## Training {training.id}\n\n{training.sentence}." for training in view.trainings]
     blocks += _record(view)
     return "\n\n".join(blocks) + "\n"
@@ -205,6 +215,8 @@ def _trained(view: View) -> Iterable[str]:
         yield from rotation_text.lines(view.rotation)
     if view.weighted:
         yield from weights_panel.lines(view.weighted)
+    if view.tokens:
+        yield from token_weighting_text.lines(view.tokens)
     yield from (f"{training.id}: {training.sentence}" for training in view.trainings[:TRAININGS])
     if len(view.trainings) > TRAININGS:
         yield f"{len(view.trainings) - TRAININGS} more trainings are in the report."

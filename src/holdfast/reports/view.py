@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from holdfast.reports.causal_verify_panel import Verified
     from holdfast.reports.merging_panel import MergingPanel
     from holdfast.reports.table_panel import TablePanel
+    from holdfast.reports.token_weighting_panel import TokenWeightingPanel
     from holdfast.reports.weights_panel import WeightsPanel
 
 
@@ -216,6 +217,8 @@ class View:
     """``None`` where no step is of rotation."""
     weighted: WeightsPanel | None
     """``None`` where no step planned token weights."""
+    tokens: TokenWeightingPanel | None
+    """What weights did in training and together; there where ``weighted`` is."""
     trainings: tuple[Training, ...]
     steps: tuple[Step, ...]
     full: tuple[Full, ...]
