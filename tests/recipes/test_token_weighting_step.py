@@ -142,6 +142,10 @@ def test_an_interrupted_plan_goes_on_from_the_losses_it_has(
         ({"weights": {"scorer": "critic", "keep": 0.5}}, "steps.weights: keep has no effect with scorer: critic"),
         ({"weights": {"reference": "refrence"}}, "steps.weights.reference: no step 'refrence'. Did you mean 'referenc"),
         ({"tuned": {"data": ["rows"]}}, "steps.tuned.data: step 'weights' brings the rows that it has planned"),
+        (
+            {"weights": {"scope": "batch"}, "tuned": {"accumulate": 2}},
+            "steps.tuned.accumulate: step 'weights' takes shares over an optimizer step (scope: batch)",
+        ),
         ({"tuned": {"evaluate_every": 1}}, "steps.tuned.evaluate_every: there are no validation rows"),
         ({"tuned": {"model": "lab"}}, "steps.tuned.objective: step 'weights' plans for another model"),
         (

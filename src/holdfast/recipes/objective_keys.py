@@ -51,7 +51,7 @@ def _problems(recipe: Recipe, step_id: str, training: Any) -> list[str]:
         )
     weighted = [name for name, step in known.items() if isinstance(step, TokenWeightingStep)]
     if weighted:
-        return problems + _weighted_problems(weighted[0], list(known), training)
+        return problems + _weighted_problems(weighted[0], known, training)
     if not (training.data or causal):
         problems.append("data: missing, and no causal step of 'objective' brings rows")
     validated = training.validation or training.best_by or any(known[name].validation for name in causal)
@@ -60,13 +60,18 @@ def _problems(recipe: Recipe, step_id: str, training: Any) -> list[str]:
     return problems
 
 
-def _weighted_problems(name: str, named: list[str], training: Any) -> list[str]:
+def _weighted_problems(name: str, named: dict[str, Any], training: Any) -> list[str]:
     """A plan of token weights brings all rows of its training, and knows no others."""
     problems = []
     if len(named) > 1:
         other = next(each for each in named if each != name)
         problems.append(
             f"objective: {name!r} weighs the tokens of its own rows and cannot be added to {other!r}. Name one of them"
+        )
+    if named[name].follows and named[name].unit == "batch" and training.accumulate > 1:
+        problems.append(
+            f"accumulate: step {name!r} takes shares over an optimizer step (scope: batch), which must be one forward "
+            f"pass: got {training.accumulate}. Set accumulate: 1, or scope: sequence or dataset there"
         )
     if training.data:
         problems.append(f"data: step {name!r} brings the rows that it has planned. Take data out")
