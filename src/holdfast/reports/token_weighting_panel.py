@@ -161,11 +161,11 @@ def _gates(step: StepRecord) -> tuple[str, ...]:
     least, clipped = (min(shares) if shares else None), _most(step, "weight/clipped")
     return (
         step.id,
+        "passed" if step.status == "done" else f"{step.status}: {' '.join(step.notes)}".strip(": "),
         f"{len(shares):,}",
         *(DASH if value is None else f"{number(value, rate=True)} %" for value in (least, clipped)),
         _count(_most(step, "nan_weights")),
         _count(_most(step, "extreme_weights")),
-        "passed" if step.status == "done" else f"{step.status}: {' '.join(step.notes)}".strip(": "),
     )
 
 

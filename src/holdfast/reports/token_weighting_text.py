@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 Escape = Callable[[str], str]
 Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
 SPREAD_HEAD = ("Plan", "Mean", "Middle half", "95th percentile", "Clipped", "Mean of noisy tokens")
-GATE_HEAD = ("Training", "Steps", "Least effective share", "Most clipped", "No numbers", "Most above 5", "Gates")
+GATE_HEAD = ("Training", "Gates", "Steps", "Least effective share", "Most clipped", "No numbers", "Most above 5")
 GAIN_HEAD = ("", "Difference, with its 95 % interval")
 SPREAD = (
-    "Of the first plan of each kind of weights; all tokens have a mean of 1. AUROC: noise found, as in the table. "
-    "Where weights follow the model, these are those before training."
+    "Of the first plan of each kind of weights; all tokens have a mean of 1. Where weights follow the model, "
+    "these are those before training."
 )
+FOUND = "AUROC: noise found, as in the table."
 GATED = (
     "In training: before the model changes, a step is stopped where a token weight is no number, or where the "
     "effective share of its tokens falls below 5 %. Shown are the worst of all steps."
@@ -36,7 +37,7 @@ def blocks(panel: TokenWeightingPanel, text: Escape, table: Table) -> Iterable[s
     if panel.kinds:
         yield "### How weights are spread"
         yield table(SPREAD_HEAD, panel.rows)
-        yield SPREAD
+        yield spread_note(panel)
     for one in panel.together:
         yield f"### {text(titled(one))}"
         yield text(explained(one))
@@ -48,6 +49,11 @@ def blocks(panel: TokenWeightingPanel, text: Escape, table: Table) -> Iterable[s
         yield "### Gates"
         yield table(GATE_HEAD, panel.gates)
         yield GATED
+
+
+def spread_note(panel: TokenWeightingPanel) -> str:
+    """How a spread is read."""
+    return f"{SPREAD} {FOUND}" if panel.noisy else SPREAD
 
 
 def titled(one: Together) -> str:
