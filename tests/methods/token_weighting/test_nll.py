@@ -13,7 +13,7 @@ from holdfast.data.batches import IGNORE
 from holdfast.methods.token_weighting.nll import Backend, per_token_nll, weighted_nll
 
 missing = pytest.mark.skipif(not hasattr(torch.nn.functional, "linear_cross_entropy"), reason="torch before 2.13")
-fused = pytest.param("fused", marks=[missing, pytest.mark.slow])  # slow to load, not to run
+fused = pytest.param("fused", marks=missing)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
