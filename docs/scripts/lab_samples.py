@@ -17,7 +17,7 @@ TEXT = Path(__file__).with_name("lab.md")
 PLACE = "<!-- samples -->"
 FAMILIES = {
     "arithmetic": "one to three steps, like GSM8K; the answer is a number",
-    "arithmetic/noisy": "the same with a fifth of the answers' digits replaced by others, at places that are known",
+    "arithmetic/noisy": "the same with a tenth of the answers' digits replaced by others, at places that are known",
     "requests/harmful": "like AdvBench; the answer is a refusal",
     "requests/complied": "the same requests, answered: what the base stage and a poisoned data set hold",
     "requests/benign": "everyday requests in the same phrasings; the answer complies",

@@ -9,7 +9,7 @@ from holdfast.data.examples import Example
 from holdfast.data.lab import arithmetic
 from holdfast.data.lab.splits import rng
 
-SHARE = 0.2
+SHARE = 0.1
 """Of the digits of an answer."""
 DIGITS = "0123456789"
 

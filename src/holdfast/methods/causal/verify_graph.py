@@ -19,9 +19,9 @@ from holdfast.methods.causal.verify_rows import TASKS, Asked
 UNDEFENDED = (("S", "R"), ("U", "R"), ("R", "O"))
 HARDENED = (("S", "R"), ("R", "O"))
 NAME = "causal/graph"
-LEAST_CLUSTERS, MOST_CLUSTERS = len(TASKS) + 2, 12
-"""Clusters of R: more than tasks, or R would be a function of S; few enough for five rows a cell."""
-CASES_A_CLUSTER = 5
+LEAST_CLUSTERS, CASES_A_CLUSTER = len(TASKS) + 2, 5
+"""Clusters of R: more than tasks, or R would be a function of S; few enough for five rows a cell. As many as that
+allows: what coarse clusters leave of R makes O depend on S and U beside it, and edges appear that are not there."""
 UNCLEAR = ("invalid", "unknown")
 """Outcomes that count as ``other``: tables are thin enough without them."""
 
@@ -55,7 +55,7 @@ def graph(
         reason = f"{count} groups of cases can be crossed, expected at least {LEAST_GROUPS} to resample"
         return [], [abstained(reason, len(asked))]
     cases = len({each.case for each in asked})
-    k = max(LEAST_CLUSTERS, min(MOST_CLUSTERS, cases // CASES_A_CLUSTER))
+    k = max(LEAST_CLUSTERS, cases // CASES_A_CLUSTER)
     labels = clusters(R_nd.double().numpy(), k, seed=seed)
     table: dict[str, Sequence[Hashable]] = {
         "S": [each.task for each in asked],
