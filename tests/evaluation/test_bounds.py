@@ -214,6 +214,21 @@ def test_the_largest_limit_of_several_families_misses_the_largest_rate_at_most_a
     assert 0.04 < missed <= 0.05
 
 
+@pytest.mark.parametrize("n", [1, 20, 40, 300])
+def test_families_that_are_all_at_the_rate_are_refuted_together_at_most_as_often_as_one_limit(n):
+    rate, families = 0.05, 10
+    refuted = sum(
+        binom.pmf(k, n, rate)
+        for k in range(n + 1)
+        if certify_worst("x", {"a": (k, n)} | {f"f{i}": (0, n) for i in range(families - 1)}, most=rate)[1]["a"].holds
+        is False
+    )
+    assert 1 - (1 - refuted) ** families <= 0.05
+    assert certify_worst("x", {f"f{i}": (n, n) for i in range(families)}, most=rate)[0].holds is (
+        None if n == 1 else False
+    )
+
+
 @pytest.mark.parametrize("bad", [{}, {"naive": (0, 0)}, {"naive": (5, 4)}])
 def test_no_family_and_impossible_counts_are_refused(bad):
     with pytest.raises(NumericsError):

@@ -19,6 +19,8 @@ from holdfast.core.results import Verdict
 from holdfast.evaluation.intervals import samples_to_certify, upper_bound
 from holdfast.layers.adapters import Adapter
 
+ROUNDING = 1e-9
+"""What a lower limit may be above the rate by rounding alone: that of 1 of 1 at 95 % is .05 and shows no more."""
 PRECISION = 1e-12
 """Width at which the search for an inverse ends; the upper end is taken, so that rounding never tightens a bound."""
 
@@ -81,7 +83,7 @@ class PacBayes:
         )
 
 
-def certify(name: str, hits: int, n: int, *, most: float, level: float = 0.95) -> Verdict:
+def certify(name: str, hits: int, n: int, *, most: float, level: float = 0.95, against: float | None = None) -> Verdict:
     """Whether ``hits`` of ``n`` independent rows show a rate of at most ``most``, by exact one-sided limits.
 
     Holds where the upper limit is at most ``most``, fails where the lower limit is above it, and abstains between,
@@ -90,7 +92,8 @@ def certify(name: str, hits: int, n: int, *, most: float, level: float = 0.95) -
     Args:
         name: Of what was counted, for the verdict.
         most: The rate to certify, in (0, 1).
-        level: Of either limit, one-sided.
+        level: Of the upper limit, one-sided.
+        against: Of the lower limit; as ``level`` where it is left out.
     Raises:
         NumericsError: impossible counts, or a rate or level outside (0, 1).
     Reference:
@@ -102,10 +105,10 @@ def certify(name: str, hits: int, n: int, *, most: float, level: float = 0.95) -
     '0 of 100 leave up to 2.95 %; certifying at most 1 % needs n = 299 with 0 hits'
     """
     high = upper_bound(hits, n, level)
-    low = 1 - upper_bound(n - hits, n, level)
+    low = 1 - upper_bound(n - hits, n, level if against is None else against)
     needed = samples_to_certify(most, level, hits)
     reason = f"{hits} of {n} leave up to {100 * high:.3g} %"
-    holds = True if high <= most else False if low > most else None
+    holds = True if high <= most else False if low > most + ROUNDING else None
     if holds is False:
         reason += f" and no less than {100 * low:.3g} %; more than {100 * most:g} % is shown"
     elif holds is None:
@@ -127,7 +130,8 @@ def certify_worst(
     """`certify` of every family, and of the largest rate among them.
 
     The largest of the families' upper limits is an upper limit of the largest rate at the same ``level``, without a
-    correction: it errs only where the limit of the family with the largest rate does.
+    correction: it errs only where the limit of the family with the largest rate does. That some rate is larger is shown
+    by one family's lower limit, at the level that Bonferroni's correction for the number of families asks for.
 
     Args:
         counts: By family, hits and rows.
@@ -140,8 +144,10 @@ def certify_worst(
     """
     if not counts:
         raise NumericsError(f"Bound of {name}: got no family, expected at least one. Do: hold out a family of rows.")
+    against = 1 - (1 - level) / len(counts)
     each = {
-        family: certify(f"{name}/{family}", hits, n, most=most, level=level) for family, (hits, n) in counts.items()
+        family: certify(f"{name}/{family}", hits, n, most=most, level=level, against=against)
+        for family, (hits, n) in counts.items()
     }
     worst = max(each, key=lambda family: each[family].statistic or 0.0)
     order = (False, None, True)
