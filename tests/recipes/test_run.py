@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.cli.output import say
 from holdfast.core.errors import ConfigError, DataError, HoldfastError
 from holdfast.core.files import sha256_of
 from holdfast.core.results import RunRecord
@@ -14,6 +15,7 @@ from holdfast.models.load import weights_of
 from holdfast.recipes.context import resolve_model
 from holdfast.recipes.run import Choice, run_recipe
 from holdfast.recipes.schema import parse_recipe, quickened
+from holdfast.training import trackers
 from holdfast.training.step import Stepper
 from holdfast.training.trackers import Log
 
@@ -143,6 +145,28 @@ def test_a_comparison_is_paired_and_its_summary_is_a_sentence(run):
     assert record.steps[-1].verdicts
     assert record.summary.startswith("Fine-tuning (again) ")
     assert record.summary.endswith(".")
+
+
+def test_a_tracker_that_fails_is_told_once_and_kept_in_the_record(tmp_path, monkeypatch, capsys):
+    class Away:
+        requires_logging_directory = False
+
+        def __init__(self, project, **keywords):
+            pass
+
+        def start(self):
+            raise ConnectionError("no answer")
+
+    monkeypatch.setitem(trackers._FAILURES, "tensorboard", ("builtins", "ConnectionError"))
+    monkeypatch.setattr("accelerate.tracking.LOGGER_TYPE_TO_CLASS", {"tensorboard": Away})
+    step = {**BASE, "model": {**NEW, "dtype": "bfloat16"}, "steps": 1, "trackers": ["tensorboard"]}
+    record = run_recipe(parse_recipe({"name": "tiny", "steps": {"base": step}}, "tiny"), tmp_path / "run", say=say)
+    sentence = "Tracker 'tensorboard' is off from step 0 on: no answer."
+    told = capsys.readouterr().err
+    assert told.count(sentence) == 1
+    cast, tracker = record.steps[0].notes
+    assert tracker.startswith(sentence)
+    assert told.count(cast) == 1, "what was not said at once is said when the step ends"
 
 
 def times(record):

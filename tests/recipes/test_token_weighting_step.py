@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.training.test_checkpoints import CrashError
 from tests.zoo import CONFIGS, byte_tokenizer
 from transformers import LlamaForCausalLM
@@ -64,8 +65,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     compared = [{"prompt": "Add?", "answer": f"{n}", "reward": 1.0} for n in range(4)]
     (folder / "alike.jsonl").write_text("\n".join(map(json.dumps, compared)) + "\n")
     (folder / "brief.jsonl").write_text(json.dumps({"prompt": "1", "answer": "2"}) + "\n")
+    brief = [{"id": f"brief{i}", "prompt": "1", "answer": f"{i}"} for i in range(4)]
+    (folder / "mixed.jsonl").write_text("\n".join(map(json.dumps, [*rows[:6], *brief])) + "\n")
     return {name: str(folder / name) for name in ("tiny", "broken", "other")} | {
-        name: str(folder / f"{name}.jsonl") for name in ("rows", "alike", "brief")
+        name: str(folder / f"{name}.jsonl") for name in ("rows", "alike", "brief", "mixed")
     }
 
 
@@ -100,7 +103,7 @@ def test_a_plan_tells_how_weights_are_spread_what_noise_weighs_and_what_waits(ru
     assert values["noise/share"] == (pytest.approx(noise / (ROWS * LEARNT)), ROWS * LEARNT)
     assert 0 <= values["noise/auroc"][0] <= 1
     assert "critic is not read by scorer: rho1." in plan.notes
-    assert not (out / "weights" / "cache").exists(), "the plan has the same numbers"
+    assert not (out / ".shared").exists(), "the plan has the same numbers"
 
 
 def test_a_training_has_the_rows_of_its_plan_and_its_heads_beside_the_model(run: Any) -> None:
@@ -130,6 +133,25 @@ def test_an_interrupted_plan_goes_on_from_the_losses_it_has(
     assert looked == [8, 4, 4], "the first batch was kept"
     plan = "weights/plan/plan.safetensors"
     assert sha256_of(tmp_path / "run" / plan) == sha256_of(run[1] / plan)
+
+
+def test_the_second_plan_of_a_reference_and_rows_asks_the_reference_nothing(
+    places: dict[str, str], run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {**RHO1, "reference": places["tiny"]}
+    wanted, looked, plain = recipe(places, "reference", "ahead", "weights", other=other), [], references.look
+
+    def look(loaded: Any, rows: Any, **options: Any) -> Any:
+        looked.append(loaded.name)
+        return plain(loaded, rows, **options)
+
+    monkeypatch.setattr(references, "look", look)
+    run_recipe(wanted, tmp_path / "run")
+    assert looked == ["model"] * 2 + ["tiny"] * 2, "two batches of each reference, whatever the number of plans"
+    tensors = [load_file(tmp_path / "run" / name / "plan/plan.safetensors")["values"] for name in ("weights", "other")]
+    assert torch.equal(tensors[0], load_file(run[1] / "ahead/plan/plan.safetensors")["values"])
+    assert not torch.equal(*tensors)
+    assert not (tmp_path / "run" / ".shared").exists()
 
 
 @pytest.mark.parametrize(
@@ -190,6 +212,10 @@ def test_one_key_switches_the_scorer(places: dict[str, str]) -> None:
             r"rows.jsonl: no column 'god'. Did you mean 'good'",
         ),
         (
+            {"scorer": "column", "reference": None, "column": "short"},
+            rf"The weights of row 'r2' are of the wrong length: got 1, expected {LEARNT}",
+        ),
+        (
             {"scorer": "column", "reference": None, "column": "x", "data": ["lab/arithmetic"]},
             r"lab/arithmetic has no column 'x': got no file",
         ),
@@ -217,6 +243,25 @@ def test_check_counts_the_rows_that_a_plan_brings_and_the_heads(places: dict[str
     assert needs["both"].trained > needs["tuned"].trained
     with pytest.raises(ConfigError, match=r"steps.tuned: rows are too long: .* expected at most 12"):
         estimate(recipe(places, tuned={"max_length": 12}), "weighed")
+
+
+def test_check_finds_a_step_of_rows_that_may_all_be_shorter_than_the_horizon(places: dict[str, str]) -> None:
+    changes = {"weights": {"horizon": 16, "data": ["mixed"]}}
+    sentence = r"steps.tuned: the rows of a step may all be shorter than the horizon: got \d tokens .* in the 4 .* 16"
+    with pytest.raises(ConfigError, match=sentence):
+        estimate(recipe(places, "reference", "weights", "tuned", **changes), "weighed")
+    estimate(recipe(places, "reference", "weights", "tuned", **changes, tuned={"batch_size": 5}), "weighed")
+
+
+def test_a_head_that_finds_nothing_in_a_step_stops_it_with_the_advice_of_a_shorter_horizon(
+    places: dict[str, str], tmp_path: Path
+) -> None:
+    uniform = {"scorer": "uniform", "reference": None, "critic": None, "horizon": 16, "data": ["mixed"]}
+    wanted = recipe(places, "weights", "tuned", weights=uniform, tuned={"batch_size": 1, "steps": 10})
+    with pytest.raises(
+        DataError, match=r"Step \d+ has nothing to learn: .* for 'head_\d+'.* row.*brief.*lower horizon"
+    ):
+        run_recipe(wanted, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,16 @@ def test_hostile_output_cannot_leave_its_place_in_markdown() -> None:
     assert "\n| a | b |" not in outside_code
 
 
+def test_ids_of_steps_are_text_in_headings() -> None:
+    curve = {"loss": [(1.0, 2.0), (2.0, 1.0)]}
+    trained = StepRecord(id="<b>_a_", do="train", config={}, curves=curve)
+    measured = evaluated("measured", False).model_copy(update={"id": "__b__"})
+    text = to_markdown(read_run(sample_run().model_copy(update={"steps": (measured, trained)})))
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert r"## Training &lt;b\>\_a\_" in headings
+    assert r"\_\_b\_\_" in headings[0]
+
+
 def test_the_terminal_table_fits_eighty_columns_and_gives_reasons() -> None:
     out = io.StringIO()
     print_view(read_run(sample_run(quick=True)), Console(file=out, width=80))

@@ -20,8 +20,8 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "trackers: [tensorboard]"),
     "mlflow": ("mlflow", "trackers: [mlflow]"),
     "wandb": ("wandb", "trackers: [wandb]"),
-    "liger_kernel": ("kernels", "loss of tokens in Liger's kernel (CUDA)"),
-    "cut_cross_entropy": ("kernels", "loss of tokens in Cut Cross-Entropy's kernel (CUDA)"),
+    "liger_kernel": ("kernels", "loss of tokens in Liger's kernel, from Python (CUDA)"),
+    "cut_cross_entropy": ("kernels", "loss of tokens in Cut Cross-Entropy's kernel, from Python (CUDA)"),
     "causal_learn": ("verify", "causal discovery: holdfast verify causal"),
     "hyppo": ("verify", "independence tests to compare with"),
 }

@@ -198,7 +198,7 @@ def _at_hand(source: SourceConfig) -> list[Example] | None:
 
 def _check_lengths(step: TrainStep, chat: ChatFormat, rows: Sequence[Example]) -> None:
     dropped = step.too_long == "drop"
-    by_text = sorted(rows, key=_characters, reverse=not dropped)
+    by_text = sorted(rows, key=characters, reverse=not dropped)
     tokens = {row.id: len(chat.training(row)) for row in by_text[:PROBED]}
     name = (min if dropped else max)(tokens, key=lambda row: tokens[row])
     if tokens[name] <= step.max_length:
@@ -214,7 +214,8 @@ def _check_lengths(step: TrainStep, chat: ChatFormat, rows: Sequence[Example]) -
     )
 
 
-def _characters(row: Example) -> int:
+def characters(row: Example) -> int:
+    """How much text a row has."""
     return len(row.answer) + sum(len(message.content) for message in row.messages)
 
 

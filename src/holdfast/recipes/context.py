@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast import __version__
 from holdfast.core.files import folder_atomically, sha256_of
 from holdfast.core.results import Artifact, Metric, Sample, StepRecord, Verdict
 from holdfast.models.config import ModelConfig
@@ -21,6 +22,8 @@ MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 BASE_FOLDER = "base"
 """What an adapter stands on, or a certificate is checked against, where no other folder holds it."""
 TOKENIZER_FOLDER = "tokenizer"
+SHARED_FOLDER = ".shared"
+"""Under the run's folder, where no step's id can name it: what steps find of one another until the run ends."""
 LOG_FILE = "log.jsonl"
 """Every answer of an evaluation."""
 KEPT = ("device", "trust_remote_code")
@@ -48,6 +51,11 @@ class Context:
         """Where this step writes."""
         return self.out / self.step_id
 
+    @property
+    def shared(self) -> Path:
+        """Where a step leaves what it and later ones would compute again, named after all that it depends on."""
+        return self.out / SHARED_FOLDER / __version__
+
     def config(self) -> dict[str, Any]:
         """The step's configuration as it runs, for the record."""
         step = self.recipe.steps[self.step_id]
@@ -67,12 +75,14 @@ class Outcome:
     curves: Mapping[str, list[tuple[float, float]]] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
     notes: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    """Those of the notes that standard error has had while the step ran; not in the record."""
     model_name: str = ""
     peak_bytes: int | None = None
 
     def as_fields(self) -> dict[str, Any]:
         """Keyword arguments of `StepRecord`."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in self.__slots__ if name != "said"}
 
 
 def resolve_model(recipe: Recipe, step_id: str, out: Path) -> ModelConfig:

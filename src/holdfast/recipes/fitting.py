@@ -102,6 +102,7 @@ def _trained(context: Context, ready: Ready, result: TrainResult) -> Outcome:
         artifacts=(artifact(context, result.folder), *proof.artifacts),
         curves={name: thinned(curve) for name, curve in result.curves.items() if _shown(ready, name)},
         notes=(*ready.loaded.notes, *result.notes, *launched),
+        said=result.said,
         model_name=name_of(context, ready.loaded),
         peak_bytes=result.peak_bytes,
     )

@@ -16,7 +16,7 @@ from holdfast.core.errors import ConfigError, HoldfastError, did_you_mean
 from holdfast.core.files import put_back
 from holdfast.core.results import RunRecord, StepRecord
 from holdfast.recipes import processes
-from holdfast.recipes.context import Context, Outcome, Progress, resolve_model
+from holdfast.recipes.context import SHARED_FOLDER, Context, Outcome, Progress, resolve_model
 from holdfast.recipes.failures import stopped
 from holdfast.recipes.fingerprint import step_fingerprint
 from holdfast.recipes.schema import Recipe
@@ -82,13 +82,15 @@ def run_recipe(
             say(head)
             going_on = choice.resume and _half_done(start.previous.get(step_id), fingerprint)
             context = Context(recipe, step_id, out, records, going_on, progress or _silent)
-            record = _run_step(context, fingerprint, record)
+            record, said = _run_step(context, fingerprint, record)
             records[step_id] = next(step for step in record.steps if step.id == step_id)
             say(f"{head}: done in {records[step_id].seconds:.0f} s")
             for note in records[step_id].notes:
-                say(f"  {note}")
+                if note not in said:
+                    say(f"  {note}")
     if processes.is_main():
         record.save(out / RUN_FILE)  # where nothing ran, the recipe may still have lost a step
+        shutil.rmtree(out / SHARED_FOLDER, ignore_errors=True)
     return record
 
 
@@ -116,8 +118,8 @@ def _silent(what: str, done: int, of: int) -> None:
     """No progress is shown."""
 
 
-def _run_step(context: Context, fingerprint: str, record: RunRecord) -> RunRecord:
-    """Run one step, with a record of it before, after, and on every way out."""
+def _run_step(context: Context, fingerprint: str, record: RunRecord) -> tuple[RunRecord, tuple[str, ...]]:
+    """Run one step, with a record of it before, after, and on every way out; and those of its notes that were said."""
     step = context.recipe.steps[context.step_id]
     started = time.monotonic()
     runtime.forget_peak()
@@ -163,7 +165,7 @@ def _run_step(context: Context, fingerprint: str, record: RunRecord) -> RunRecor
 
     processes.on_main(begun)
     outcome = executed() if step.do in SHARED else processes.on_main(executed)
-    return processes.on_main(lambda: written("done", outcome))
+    return processes.on_main(lambda: written("done", outcome)), outcome.said
 
 
 def _with_step(record: RunRecord, step: StepRecord, recipe: Recipe) -> RunRecord:

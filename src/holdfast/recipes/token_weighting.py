@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,8 +19,10 @@ if TYPE_CHECKING:
     from holdfast.methods.token_weighting.plan import TokenWeightingPlan
     from holdfast.models.load import LoadedModel
 
-PLAN_FOLDER, CRITIC_FOLDER, CACHE_FOLDER = "plan", "critic", "cache"
-"""Under the step's folder: what it leaves; and while it runs the losses of references, from which it goes on."""
+PLAN_FOLDER, CRITIC_FOLDER = "plan", "critic"
+"""What the step leaves under its folder."""
+LOSSES_FOLDER = "losses"
+"""Under what steps share: the losses of references, for every plan of the run with the same reference and rows."""
 
 
 def plan(context: Context) -> Outcome:
@@ -45,10 +46,9 @@ def plan(context: Context) -> Outcome:
         _references(context, step),
         critic=critic,
         column=column,
-        cache=context.folder / CACHE_FOLDER,
+        cache=context.shared / LOSSES_FOLDER,
     )
     store.save_plan(made, context.folder / PLAN_FOLDER)
-    shutil.rmtree(context.folder / CACHE_FOLDER, ignore_errors=True)
     found = noise.planted(made, loaded, rows)
     folders = (PLAN_FOLDER, CRITIC_FOLDER) if critic else (PLAN_FOLDER,)
     return Outcome(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import DataError
-from holdfast.recipes.checks import PROBED, Checks
+from holdfast.recipes.checks import PROBED, Checks, characters
 from holdfast.recipes.plan_needs import PLANNING_ROWS, PlanNeeds
 from holdfast.recipes.planning import ROW_TOKENS
 from holdfast.recipes.token_weighting_step import READ, TokenWeightingStep
@@ -24,6 +24,8 @@ LOGITS = 3
 """Logits of a forward in 32 bits: themselves, their log-softmax, and a copy of the learnt ones."""
 TOKEN_BYTES = 4
 """One token of a stored plan, the key of its row among it."""
+WEIGHED = 1_000
+"""Rows that are tokenised to see whether a column has a weight for each of their learnt tokens."""
 BLOCK = 16
 """Numbers of a further head's block, in squares of the hidden size."""
 
@@ -37,7 +39,7 @@ def plan_needs(checks: Checks, step_id: str, step: TokenWeightingStep) -> PlanNe
     if step.base == "critic":
         checks.tried(step_id, lambda: _check_rewards(step, answers))
     if (column := step.column) is not None and step.base == "column":
-        checks.tried(step_id, lambda: _check_column(step, column))
+        checks.tried(step_id, lambda: _check_column(step, column, chat, answers))
     if chat is not None and answers:
         checks.tried(step_id, lambda: _check_horizon(step, chat, answers))
     if model is None:
@@ -86,10 +88,15 @@ def _check_rewards(step: TokenWeightingStep, questions: Sequence[Example]) -> No
     check_judged_by(load_examples(SourceConfig(source=config.answers)) if config.answers else questions, config)
 
 
-def _check_column(step: TokenWeightingStep, column: str) -> None:
+def _check_column(step: TokenWeightingStep, column: str, chat: ChatFormat | None, rows: Sequence[Example]) -> None:
+    """The column is there, and fits the tokens of the first rows."""
     from holdfast.data.columns import read_column
+    from holdfast.methods.token_weighting.plan import column_of
 
-    read_column(step.data, column)
+    found = read_column(step.data, column)
+    if chat is not None:
+        for row in rows[:WEIGHED]:
+            column_of(found, chat.training(row))
 
 
 def _check_head(skeleton: Any, step: TokenWeightingStep) -> None:
@@ -103,14 +110,33 @@ def _check_head(skeleton: Any, step: TokenWeightingStep) -> None:
 
 def _check_horizon(step: TokenWeightingStep, chat: ChatFormat, rows: Sequence[Example]) -> None:
     """Some of the longest rows at hand reach as far ahead as the furthest head predicts."""
-    longest = sorted(rows, key=lambda row: -len(row.answer) - sum(len(m.content) for m in row.messages))[:PROBED]
-    encoded = [chat.training(row) for row in longest]
-    reach = max(len(row) - 1 - row.response[::-1].index(True) for row in encoded if any(row.response))
+    reach = max(_reach(chat, row) for row in sorted(rows, key=characters, reverse=True)[:PROBED])
     if reach < step.n_heads + 1:
         raise DataError(
             f"every row is shorter than the horizon: got {reach} tokens ahead at most, expected {step.n_heads + 1}. "
             "Do: lower horizon, or give longer rows."
         )
+
+
+def _check_shared_step(plan: TokenWeightingStep, step: TrainStep, chat: ChatFormat, rows: Sequence[Example]) -> None:
+    """As many rows as share an optimizer step reach as far ahead as the furthest head predicts, whichever they are."""
+    lines, reach = step.batch_size * step.accumulate, 0
+    if step.packing or not plan.n_heads or len(rows) < lines:
+        return
+    for row in sorted(rows, key=characters)[:lines]:
+        reach = max(reach, _reach(chat, row))
+        if reach > plan.n_heads:
+            return
+    raise DataError(
+        f"the rows of a step may all be shorter than the horizon: got {reach} tokens ahead at most in the {lines} with "
+        f"the least text, expected {plan.n_heads + 1}. Do: lower horizon, leave such rows out, or raise batch_size."
+    )
+
+
+def _reach(chat: ChatFormat, row: Example) -> int:
+    """From how far behind a row's last learnt token can be predicted."""
+    encoded = chat.training(row)
+    return len(encoded) - 1 - encoded.response[::-1].index(True) if any(encoded.response) else 0
 
 
 def training_needs(
@@ -120,10 +146,18 @@ def training_needs(
     for plan_id in step.objective:
         plan = checks.recipe.steps[plan_id]
         if isinstance(plan, TokenWeightingStep):
-            _, chat = checks.model(plan_id)
-            checks.lengths(step_id, step, chat, checks.answers(plan_id, plan.data) or ())
+            _check_rows(checks, step_id, step, plan_id, plan)
             return _head_parameters(plan, model), checks.rows(plan_id, plan.data)
     return 0, {}
+
+
+def _check_rows(checks: Checks, step_id: str, step: TrainStep, plan_id: str, plan: TokenWeightingStep) -> None:
+    """The rows of a plan fit the training that has them."""
+    _, chat = checks.model(plan_id)
+    rows = checks.answers(plan_id, plan.data) or ()
+    checks.lengths(step_id, step, chat, rows)
+    if chat is not None:
+        checks.tried(step_id, lambda: _check_shared_step(plan, step, chat, rows))
 
 
 def _head_parameters(plan: TokenWeightingStep, model: Description) -> int:

@@ -59,13 +59,13 @@ def to_markdown(view: View) -> str:
         blocks += weights_panel.blocks(view.weighted, _text, _table)
     if view.tokens:
         blocks += token_weighting_text.blocks(view.tokens, _text, _table)
-    blocks += [f"## Training {training.id}\n\n{training.sentence}." for training in view.trainings]
+    blocks += [f"## Training {_text(training.id)}\n\n{_text(training.sentence)}." for training in view.trainings]
     blocks += _record(view)
     return "\n\n".join(blocks) + "\n"
 
 
 def _panel(panel: Panel) -> Iterable[str]:
-    yield f"## {_title(panel)}"
+    yield f"## {_text(_title(panel))}"
     yield _rows(panel.main, panel.paired)
     yield LEGEND
     if panel.more:

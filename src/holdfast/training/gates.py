@@ -50,7 +50,8 @@ def check_targets(total: Mapping[str, float], step: int, rows: Sequence[str]) ->
         if not math.isfinite(weight) or weight <= 0:
             raise DataError(
                 f"Step {step} has nothing to learn: got a total weight of {weight} for {name!r}, expected more than 0. "
-                f"Do: check the answers of rows {_name(rows)}."
+                f"Do: check the answers of rows {_name(rows)}; for a head that predicts further ahead than any of them "
+                "reaches, lower horizon, or raise batch_size."
             )
 
 

@@ -68,6 +68,8 @@ class TrainResult:
     folder: Path
     """A plain Hugging Face folder (``model``) or PEFT adapter folder (``adapter``)."""
     notes: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    """Those of the notes that standard error has had at once: a tracker is off."""
 
 
 def train(  # noqa: PLR0913 - the one door to training; all but three are optional keywords
@@ -158,6 +160,7 @@ class _Run:
     ) -> None:
         self.loaded, self.config, self.out, self.rule = loaded, config, out, rule
         self.notes: list[str] = []
+        self.said: list[str] = []
         self.best = _Best()
         gates.check_setup(loaded.model, config, validation is not None or rule.measure is not None)
         self.accelerator = make_accelerator(next(loaded.model.parameters()).device, config.trackers, out)
@@ -206,7 +209,7 @@ class _Run:
         done = start
         with ExitStack() as stack:
             log = stack.enter_context(Log(self.out / "log.jsonl", start)) if self.main else None
-            stack.enter_context(tracking(self.accelerator, self.config, self.notes))
+            stack.enter_context(tracking(self.accelerator, self.config, self.said))
             interrupts = stack.enter_context(Interrupts())
             progress = stack.enter_context(Progress(self.steps, start, show=self.main))
             if start == 0 and self.config.evaluate_every:
@@ -335,7 +338,8 @@ class _Run:
         fingerprint = hashlib.sha256(f"{self.fingerprint}/{done}".encode()).hexdigest()
         weights = weights_of(folder) if full and self.main else ""
         model = replace(self.loaded, model=self.bare, source=str(folder), fingerprint=fingerprint, weights=weights)
-        return TrainResult(model, curves, done, self.stepper.speed, peak_bytes(), folder, tuple(self.notes))
+        notes, told = (*self.notes, *self.said), tuple(self.said)
+        return TrainResult(model, curves, done, self.stepper.speed, peak_bytes(), folder, notes, told)
 
     def _save_held(self) -> None:
         """Keep what rebuilds the held parameters: their coordinates, and an adapter's random start."""

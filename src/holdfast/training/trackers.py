@@ -77,7 +77,7 @@ def curves_of(rows: Sequence[Mapping[str, float]]) -> dict[str, list[tuple[float
 class Tracker:
     """One tracker of Accelerate's. When what it talks to fails, it is off from then on, said once; the run goes on."""
 
-    def __init__(self, name: str, folder: Path, notes: list[str]) -> None:
+    def __init__(self, name: str, folder: Path, said: list[str]) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         own: dict[str, tuple[str, dict[str, str]]] = {
@@ -86,7 +86,7 @@ class Tracker:
             "wandb": ("holdfast", {"name": folder.name, "dir": str(folder)}),
         }
         project, keywords = own[name]
-        self.name, self._notes = name, notes
+        self.name, self._said = name, said
         self._tracker = LOGGER_TYPE_TO_CLASS[name](project, **keywords)
         self._failure: tuple[type[Exception], ...] = ()
         if name in _FAILURES:
@@ -127,17 +127,17 @@ class Tracker:
                 f"Tracker {self.name!r} is off from step {step} on: {first_line(problem)} "
                 "The run goes on, and log.jsonl has every figure."
             )
-            self._notes.append(sentence)
+            self._said.append(sentence)
             sys.stderr.write(sentence + "\n")
 
 
 @contextmanager
-def tracking(accelerator: Accelerator, config: TrainConfig, notes: list[str]) -> Iterator[None]:
+def tracking(accelerator: Accelerator, config: TrainConfig, said: list[str]) -> Iterator[None]:
     """Start the trackers of ``accelerator``, whose ``log`` then reaches them, and finish them, whatever happens.
 
     TensorBoard and W&B write beside the log; MLflow where ``MLFLOW_TRACKING_URI`` says, else where it does by itself
     (``mlflow.db`` in the working folder). A tracker whose server fails is off from then on: a line on standard error
-    and a sentence in ``notes``.
+    and the same sentence in ``said``.
     """
     if not config.trackers or not accelerator.is_main_process:
         yield
@@ -147,7 +147,7 @@ def tracking(accelerator: Accelerator, config: TrainConfig, notes: list[str]) ->
     flat = {key: value if isinstance(value, str | int | float | bool) else str(value) for key, value in values.items()}
     folder = Path(str(accelerator.project_dir))
     with _impatient():
-        trackers = [Tracker(str(name), folder, notes) for name in accelerator.log_with]
+        trackers = [Tracker(str(name), folder, said) for name in accelerator.log_with]
         for tracker in trackers:
             tracker.start(flat)
         accelerator.trackers = trackers

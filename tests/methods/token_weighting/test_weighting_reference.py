@@ -12,7 +12,7 @@ from tests.zoo import byte_tokenizer, tiny
 from holdfast.core.errors import ConfigError, DataError, NumericsError
 from holdfast.data.batches import Rows
 from holdfast.methods.token_weighting import reference
-from holdfast.methods.token_weighting.reference import LOSSES, check_vocabulary, reference_losses
+from holdfast.methods.token_weighting.reference import LOSSES, cache_name, check_vocabulary, reference_losses
 from holdfast.models.load import LoadedModel
 
 
@@ -68,6 +68,23 @@ def test_a_cache_of_another_reference_tokenizer_or_rows_is_refused(tmp_path: Pat
     (tmp_path / "cache.json").write_text(json.dumps(about | {"tokenizer": "x"}))
     with pytest.raises(ConfigError, match="is of another tokenizer"):
         reference_losses(tiny("llama", 1), rows(), folder=tmp_path)
+
+
+def test_a_cache_is_named_after_all_that_its_losses_are_of() -> None:
+    names = {cache_name(tiny("llama", 1), rows())}
+    names.add(cache_name(tiny("llama", 1), rows()))
+    assert len(names) == 1
+    names |= {
+        cache_name(tiny("llama", 2), rows()),
+        cache_name(tiny("llama", 1), rows(19)),
+        cache_name(tiny("llama", 1), rows(), base=True),
+    }
+    halved, eager, words = tiny("llama", 1), tiny("llama", 1), byte_tokenizer()
+    halved.model.to(torch.bfloat16)
+    eager.model.set_attn_implementation("eager")
+    words.add_tokens(["kelp"])
+    names |= {cache_name(each, rows()) for each in (halved, eager, replace(eager, tokenizer=words))}
+    assert len(names) == 7
 
 
 def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:

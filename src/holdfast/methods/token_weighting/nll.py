@@ -51,8 +51,9 @@ def per_token_nll(  # noqa: PLR0913 - independent keywords
         weights_n: Rows of weight 0 are left out before any product and get 0. The others are **not** multiplied.
         chunk: Rows at a time; chosen by the size of the vocabulary if not given.
         softcap: Logits are ``softcap * tanh(logits / softcap)`` (Gemma 2).
-        backend: ``torch`` is this file; ``fused`` is `torch.nn.functional.linear_cross_entropy` (torch 2.13; losses in
-            the type of the products); ``liger`` and ``cce`` are the kernels of Liger and of Cut Cross-Entropy, on CUDA.
+        backend: ``torch`` is this file, and what every training takes: no recipe has a key for the others. ``fused`` is
+            `torch.nn.functional.linear_cross_entropy` (torch 2.13; losses in the type of the products); ``liger`` and
+            ``cce`` are the kernels of Liger and of Cut Cross-Entropy, on CUDA.
     Returns:
         ``(n,)``, float32, float64 where the products are.
     Raises:
@@ -318,10 +319,10 @@ def _fused(parts: _Parts) -> Tensor:
     if fused is None or options is None:
         raise ConfigError(
             f"Backend 'fused' needs torch.nn.functional.linear_cross_entropy: torch {torch.__version__} has none, "
-            "2.13 has. Do: set backend: torch, or install a newer torch."
+            "2.13 has. Do: pass backend='torch', or install a newer torch."
         )
     if parts.softcap is not None:
-        raise ConfigError("Backend 'fused' has no soft-cap on logits, which this model has. Do: set backend: torch.")
+        raise ConfigError("Backend 'fused' has no soft-cap on logits, which this model has. Do: pass backend='torch'.")
     nll_k: Tensor = fused(
         *_cast(parts),
         parts.targets_k,
@@ -354,7 +355,9 @@ def _cce(parts: _Parts) -> Tensor:
     """Cut Cross-Entropy (Wijmans et al., ICLR 2025) without its filter, which drops small gradients."""
     _on_cuda("cce", "cut_cross_entropy", parts)
     if parts.bias_v is not None:
-        raise ConfigError("Backend 'cce' has no bias of the output head, which this model has. Do: set backend: torch.")
+        raise ConfigError(
+            "Backend 'cce' has no bias of the output head, which this model has. Do: pass backend='torch'."
+        )
     from cut_cross_entropy import linear_cross_entropy
 
     nll_k = linear_cross_entropy(
@@ -372,10 +375,10 @@ def _on_cuda(backend: str, package: str, parts: _Parts) -> None:
         raise MissingExtra(f"backend {backend!r} of the loss", "kernels")
     if parts.hidden_kd.device.type != "cuda":
         raise ConfigError(
-            f"Backend {backend!r} runs on CUDA: got {parts.hidden_kd.device.type}. Do: set backend: torch."
+            f"Backend {backend!r} runs on CUDA: got {parts.hidden_kd.device.type}. Do: pass backend='torch'."
         )
     if parts.dtype == torch.float64:
-        raise ConfigError(f"Backend {backend!r} sums in float32: got float64. Do: set backend: torch.")
+        raise ConfigError(f"Backend {backend!r} sums in float32: got float64. Do: pass backend='torch'.")
 
 
 _BACKENDS = {"fused": _fused, "liger": _liger, "cce": _cce}

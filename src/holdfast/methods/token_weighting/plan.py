@@ -25,6 +25,7 @@ from holdfast.methods.token_weighting.gates import check_numbers
 from holdfast.methods.token_weighting.maths import contrast, excess, summary
 from holdfast.methods.token_weighting.reference import (
     BATCH,
+    cache_name,
     check_vocabulary,
     learnt_tokens,
     look,
@@ -135,9 +136,9 @@ def plan(
         references: ``reference`` for ``rho1``, ``degraded`` and ``utility`` for ``contrast``.
         critic: For ``critic``.
         column: For ``column``: by the id of a row, a weight for each of its learnt tokens, its end of turn among them.
-        cache: Where the losses of references are kept and found again, in a folder each.
+        cache: Where the losses of references are kept and found again, each in a folder named after what they are of.
     Raises:
-        ConfigError: a reference is missing, not read, or of another vocabulary; or a cache is of another one.
+        ConfigError: a reference is missing, not read, or of another vocabulary.
         DataError: no rows; a row without learnt tokens or beyond the context; rows all shorter than the horizon; a
             column that does not fit.
         NumericsError: the loss of a reference, or a weight, is not a number; names the row.
@@ -203,7 +204,7 @@ class _Sources:
 
     def losses(self, name: str, reference: LoadedModel, rows: Rows, *, base: bool = False) -> Tensor:
         """Those of one reference, from its own folder of the cache."""
-        folder = None if self.cache is None else self.cache / name
+        folder = None if self.cache is None else self.cache / cache_name(reference, rows, base=base)
         return reference_losses(reference, rows, name=name, folder=folder, base=base)
 
 
@@ -299,11 +300,11 @@ def _scores(config: TokenWeightingConfig, loaded: LoadedModel, rows: Rows, sourc
         return _Found(nothing, torch.cat(scored.weights), figures)
     if config.base == "column":
         assert sources.column is not None  # `_check_given`
-        return _Found(nothing, torch.cat([_column_of(sources.column, rows[n]) for n in range(len(rows))]), {})
+        return _Found(nothing, torch.cat([column_of(sources.column, rows[n]) for n in range(len(rows))]), {})
     return _Found(nothing, nothing, {})
 
 
-def _column_of(column: Mapping[str, Sequence[float]], row: Encoded) -> Tensor:
+def column_of(column: Mapping[str, Sequence[float]], row: Encoded) -> Tensor:
     """The user's weights of a row.
 
     Raises:

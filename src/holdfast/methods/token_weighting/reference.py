@@ -115,10 +115,10 @@ def reference_losses(
 
     Args:
         name: For people.
-        folder: A cache; without one nothing is kept.
+        folder: A cache, see `cache_name`; without one nothing is kept.
         base: Switch off the adapter that the reference carries.
     Raises:
-        ConfigError: the cache is of another reference, tokenizer or rows; or ``base`` without an adapter.
+        ConfigError: the cache is of another reference, tokenizer, arithmetic or rows; or ``base`` without an adapter.
         DataError: a row does not fit the model's context, or the cache is damaged.
         NumericsError: a loss is not a number that float16 holds; names the row.
     """
@@ -143,12 +143,26 @@ def reference_losses(
     return torch.cat([place[n] for n in range(len(each))])
 
 
+def cache_name(reference: LoadedModel, rows: Rows, *, base: bool = False) -> str:
+    """The name of a cache after all that its losses are of, so that plans which ask for the same ones find them."""
+    header = _header(reference, cast(Sequence[Encoded], rows), base)
+    return hashlib.sha256(json.dumps(header).encode()).hexdigest()[:32]
+
+
 def _header(reference: LoadedModel, rows: Sequence[Encoded], base: bool) -> dict[str, str]:
     return {
         "tokenizer": vocabulary(reference.tokenizer),
         "reference": reference.fingerprint + ("/base" if base else ""),
+        "arithmetic": _arithmetic(reference.model),
         "rows": digest(rows),
     }
+
+
+def _arithmetic(model: Any) -> str:
+    """What losses of the same weights depend on beside them: type, device, attention kernel, quantization."""
+    config = model.config
+    kernel, quantized = (getattr(config, key, None) for key in ("_attn_implementation", "quantization_config"))
+    return f"{model.dtype} {model.device.type} {kernel} {quantized}".removeprefix("torch.")
 
 
 def _check_finite(half_n: Tensor, rows: Sequence[Encoded], name: str) -> None:
@@ -194,6 +208,6 @@ def _check_header(folder: Path, header: dict[str, str]) -> None:
     for what, expected in header.items():
         if parts[what] != expected:
             raise ConfigError(
-                f"The cache {folder} is of another {what} (or another revision of it): got {parts[what][:12]}, "
-                f"expected {expected[:12]}. Do: give another folder, or remove this one."
+                f"The cache {folder} is of another {what} (or another revision of it): got {parts[what][:24]}, "
+                f"expected {expected[:24]}. Do: give another folder, or remove this one."
             )
