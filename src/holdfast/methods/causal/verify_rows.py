@@ -20,7 +20,7 @@ from holdfast.evaluation.intervals import samples_to_certify
 
 FEWEST_GROUPS = 6
 """Pairs of fewer groups can change sides in fewer than 40 ways, so that nothing can be tested."""
-CROSSED_CASES = 120
+CROSSED_CASES = 150
 """Cases that are crossed with other tasks, at most: nine rows each."""
 TRIED = 60
 """Cases that are looked at as donors of an injection or a task."""
