@@ -169,6 +169,6 @@ def test_a_dry_run_prints_a_table_and_says_by_its_exit_code_whether_all_passed(c
     assert code == 1
     assert "DOES NOT FALL" in out
     assert sorted(tmp_path.iterdir()) == before
-    code, _, err = command("run", str(recipe), "--dry-run", "--resume")
+    code, _, err = command("run", "no-such-recipe", "--dry-run", "--resume")  # refused before the recipe is looked for
     assert code == 2
     assert "--dry-run keeps nothing" in err

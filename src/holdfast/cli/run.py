@@ -36,18 +36,13 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
 ) -> None:
     """Run a recipe: train, evaluate, compare, report."""
     from holdfast.recipes import processes
+
+    processes.on_main(lambda: _refuse(only, start_from, kept=dry_run and bool(out or resume or only or start_from)))
     from holdfast.recipes.run import Choice, run_recipe
 
-    def wanted() -> LoadedRecipe:
-        if only and start_from:
-            raise ConfigError(
-                f"--only and --from exclude each other: got {only!r} and {start_from!r}. Do: give one of them."
-            )
-        return _checked(recipe, overrides, quick)
-
-    chosen = processes.on_main(wanted)
+    chosen = processes.on_main(lambda: _checked(recipe, overrides, quick))
     if dry_run:
-        _tried(chosen, kept=bool(out or resume or only or start_from))
+        _tried(chosen)
         return
     folder = out or Path("runs") / chosen.name
     try:
@@ -66,12 +61,20 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
         typer.echo(f"Report: {folder / 'report.html'}. {record.summary}")
 
 
-def _tried(recipe: LoadedRecipe, *, kept: bool) -> None:
+def _refuse(only: str, start_from: str, *, kept: bool) -> None:
+    """Options that exclude each other, before anything is read; ``kept``: a dry run is to keep something."""
+    if kept:
+        raise ConfigError("--dry-run keeps nothing: got it with -o, --resume, --only or --from. Do: take that out.")
+    if only and start_from:
+        raise ConfigError(
+            f"--only and --from exclude each other: got {only!r} and {start_from!r}. Do: give one of them."
+        )
+
+
+def _tried(recipe: LoadedRecipe) -> None:
     """What ten steps of every training show."""
     from holdfast.recipes.dry_run import dry_run, table
 
-    if kept:
-        raise ConfigError("--dry-run keeps nothing: got it with -o, --resume, --only or --from. Do: take that out.")
     tried = dry_run(recipe, say)
     print_table(("training", "peak memory", "loss on the same rows", "checkpoint reloads"), table(tried))
     if not all(each.passes for each in tried):
