@@ -115,6 +115,10 @@ BAD: list[tuple[str, bytes, str]] = [
     ("none.json", b"[]", "none.json has no rows"),
     ("cut.jsonl", b'{"prompt": "a"}\n{"prompt": "b', "cut.jsonl line 2 is cut off"),
     ("bad.jsonl", b'{"prompt": "a"}\nnonsense\n{"prompt": "b"}\n', "bad.jsonl line 2 is not JSON"),
+    ("one.json", b'{\n "Mail": ["Sing."]\n}\n', "one.json has no row a line: got one JSON object over 3 lines"),
+    ("one.json", b'{\n "Mail": ["Sing."]\n}\n', "Do: name the file that has the rows"),
+    ("in.json", b'{"n": 1,\n "a b": [{"prompt": "x"}]}', r"if the rows are in 'a b', .* jq '\.\[\"a b\"\]' in.json"),
+    ("many.jsonl", b'{\n"prompt": "a"\n}\n{"prompt": "b"}', "many.jsonl has no row a line: got objects over several"),
     ("list.jsonl", b'{"prompt": "a"}\n3\n', "list.jsonl line 2 is a int, expected an object"),
     ("cut.json", b'[{"prompt": "a"}, {"pro', "cut.json is not a whole JSON array"),
     ("latin.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n', "line 2 has byte 0xe9 at offset 31.*iconv -f latin-1"),
@@ -154,6 +158,13 @@ def test_an_empty_cell_is_named_by_its_row(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl", [{"prompt": "q"}, {"prompt": ""}])
     with pytest.raises(DataError, match="rows row 2: column 'prompt' is empty"):
         load(path)
+
+
+def test_an_empty_cell_is_no_misspelt_column(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl", [{"prompt": ""}])
+    with pytest.raises(DataError, match=r"'prompt' is empty, expected text\. Do: fill it in") as caught:
+        load(path)
+    assert "Did you mean" not in str(caught.value)
 
 
 def test_rows_with_one_id_are_refused(tmp_path: Path) -> None:

@@ -102,6 +102,22 @@ def test_a_model_that_obeys_only_the_end_has_the_position_bias(file: SourceConfi
     assert (bias.low, bias.high) == newcombe((4, 4), (0, 4))
 
 
+def test_position_bias_that_cannot_be_told_says_what_the_rows_lack(file: SourceConfig, answering: Answering) -> None:
+    answering(obey)
+    path = Path(file.source)
+
+    def reasons(**changes: str) -> tuple[str, str]:
+        made = [{**row, **changes, "attacked_data": f"{row['data']} {row['injection']}"} for row in rows()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+        found = by_name(attacked(file))
+        bias = [found[f"{BASE}/attacked/position_bias/{word}"] for word in ("followed", "task_done")]
+        return bias[0].reason, bias[1].reason
+
+    assert reasons(answer="") == ("4 at the end, 4 elsewhere", "no row has an answer to its task")
+    assert reasons(position="") == ("no row says where its injection stands",) * 2
+    assert reasons(position="before") == ("no valid row with an injection at the end",) * 2
+
+
 def test_a_log_is_rescored_to_the_same_figures(file: SourceConfig, answering: Answering, tmp_path: Path) -> None:
     answering(obey)
     result = attacked(file, tmp_path / "log.jsonl", best_of=2)

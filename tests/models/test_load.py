@@ -208,6 +208,10 @@ def test_a_hub_model_that_is_not_cached_is_one_sentence_offline(monkeypatch: pyt
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="Cannot fetch owner/name@v2: HF_HUB_OFFLINE is set"):
         load_model(ModelConfig(source="owner/name", revision="v2"))
+    with pytest.raises(ConfigError, match="the adapter is not in the local cache") as caught:
+        load_model(ModelConfig(source="lab", adapter="nofolder"))
+    assert "model" not in str(caught.value)
+    assert "'lab'" not in str(caught.value)
 
 
 def test_a_hub_model_loads_from_the_folder_that_the_hub_client_gives(

@@ -94,6 +94,7 @@ def decode(path: Path, raw: bytes) -> str:
 def _json(path: Path, text: str) -> Records:
     if text.lstrip().startswith("["):
         return _json_array(path, text)
+    _check_one_a_line(path, text)
     records: Records = []
     lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
@@ -110,6 +111,33 @@ def _json(path: Path, text: str) -> Records:
             ) from problem
         records.append(_object(record, f"{path} line {number}"))
     return records
+
+
+def _check_one_a_line(path: Path, text: str) -> None:
+    """Refuse objects that are laid out over several lines: which of them are rows cannot be told."""
+    bare = text.lstrip()
+    try:
+        first, end = json.JSONDecoder().raw_decode(bare)
+    except json.JSONDecodeError:
+        return  # the reader of lines says which one is damaged
+    if "\n" not in bare[:end]:
+        return
+    lines, several = bare[:end].count("\n") + 1, bool(bare[end:].strip())
+    got = f"objects over several lines, the first over {lines}" if several else f"one JSON object over {lines} lines"
+    raise DataError(
+        f"{path} has no row a line: got {got}, expected one object a line, or a list of objects. "
+        f"Do: {_to_rows(path, {} if several else first, several)}"
+    )
+
+
+def _to_rows(path: Path, document: dict[str, Any], several: bool) -> str:
+    """How to get rows out of a document."""
+    if several:
+        return f"put each on one line, e.g. jq -c . {path.name} > rows.jsonl"
+    for key, value in document.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            return f"if the rows are in {key!r}, take them out, e.g. jq '.[{json.dumps(key)}]' {path.name} > rows.json"
+    return "name the file that has the rows, or put the object on one line if it is a row."
 
 
 def _json_array(path: Path, text: str) -> Records:

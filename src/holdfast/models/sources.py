@@ -63,7 +63,7 @@ def local_folder(
             raise ConfigError(
                 f"Cannot load {_WHAT[marker][0]} from {source}: no such folder. Do: check {_WHAT[marker][1]}."
             )
-        folder = _fetch(source, revision, code=code, weights=weights)
+        folder = _fetch(source, revision, code=code, weights=weights, marker=marker)
     elif revision is not None:
         raise ConfigError(
             f"model.revision {revision!r} has no effect on {source}: it is not on the hub. Do: remove it."
@@ -142,7 +142,9 @@ def _is_path(source: str) -> bool:
     return source.startswith((".", "/", "~", os.sep)) or source.count("/") > 1 or Path(source).exists()
 
 
-def _fetch(name: str, revision: str | None, *, code: bool, weights: bool) -> Path:
+def _fetch(name: str, revision: str | None, *, code: bool, weights: bool, marker: str) -> Path:
+    what, key = _WHAT[marker]
+    noun = what.split()[-1]
     wanted = [p for p in _FILES + _CODE * code if weights or p != "*.safetensors"]
     at = f"{name}@{revision}" if revision else name
     try:
@@ -152,25 +154,28 @@ def _fetch(name: str, revision: str | None, *, code: bool, weights: bool) -> Pat
             f"Cannot fetch {at}: its owner asks you to accept terms. Do: accept them on the hub, then 'hf auth login'."
         ) from problem
     except RevisionNotFoundError as problem:
-        raise ConfigError(f"Cannot fetch {at}: the model has no such revision. Do: check model.revision.") from problem
+        raise ConfigError(f"Cannot fetch {at}: the {noun} has no such revision. Do: check model.revision.") from problem
     except RepositoryNotFoundError as problem:
         raise ConfigError(
-            f"Cannot fetch {at}: the hub has no such public model. Do: check the name; 'hf auth login' if private."
+            f"Cannot fetch {at}: the hub has no such public {noun}. Do: check the name; 'hf auth login' if private."
         ) from problem
     except HFValidationError as problem:
         raise ConfigError(
-            f"Cannot load {at}: neither a folder nor a hub name (owner/name). Do: check model.source."
+            f"Cannot load {at}: neither a folder nor a hub name (owner/name). Do: check {key}."
         ) from problem
     except (OSError, HTTPError) as problem:
-        raise _unreachable(at) from problem
+        raise _unreachable(at, noun) from problem
 
 
-def _unreachable(at: str) -> HoldfastError:
+def _unreachable(at: str, noun: str) -> HoldfastError:
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
+    instead = (
+        ", give a folder, or use 'lab', which needs none." if noun == "model" else ", or give a folder that exists."
+    )
     why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
     return ConfigError(
-        f"Cannot fetch {at}: {why} and the model is not in the local cache. "
-        "Do: fetch it once with a connection, give a folder, or use 'lab', which needs none."
+        f"Cannot fetch {at}: {why} and the {noun} is not in the local cache. "
+        f"Do: fetch it once with a connection{instead}"
     )
 
 

@@ -37,9 +37,13 @@ class Row:
         """The first of the named columns that is present, as text; it must hold something."""
         value = self.optional(*names)
         if not value:
-            state = "empty" if any(name in self.record for name in names) else "absent"
+            there = [name for name in names if name in self.record]
+            if there:
+                raise DataError(
+                    f"{self.where}: column {there[0]!r} is empty, expected text. Do: fill it in, or take the row out."
+                )
             raise DataError(
-                f"{self.where}: column {names[0]!r} is {state}, expected text. "
+                f"{self.where}: column {names[0]!r} is absent, expected text. "
                 f"{did_you_mean(names[0], map(str, self.record))}"
             )
         return value

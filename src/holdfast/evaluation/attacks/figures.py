@@ -16,6 +16,8 @@ from holdfast.evaluation.paired import alike_interval, mcnemar_exact, paired_boo
 
 BASE = f"injection/{PREFIX}"
 END = "after"
+SIGNS = {"followed": "a witness or the payload's answer", "task_done": "an answer to its task"}
+"""What a row must hold for each outcome to be told."""
 Parts = Mapping[str, Sequence[Record]]
 """Records by part, judged."""
 
@@ -77,17 +79,23 @@ def worst_family(records: Sequence[Record], origin: Provenance) -> Iterator[Metr
 
 def position_bias(records: Sequence[Record], origin: Provenance) -> Iterator[Metric]:
     """Attack success, and task done, of injections at the end less those of injections elsewhere."""
-    told = figures(ATTACK_TASKS["attack/attacked"])
-    for figure in told:
+    for figure in figures(ATTACK_TASKS["attack/attacked"]):
         word = figure.name.rpartition("/")[2]
-        if word not in {"followed", "task_done"}:
+        if word not in SIGNS:
+            continue
+        name, better = f"{BASE}attacked/position_bias/{word}", figure.higher_is_better
+        placed = [record for record in records if record.sample.example.position]
+        told = figure.rows(placed)
+        if not told:
+            reason = f"no row has {SIGNS[word]}" if placed else "no row says where its injection stands"
+            yield missing_metric(name, reason, higher_is_better=better, origin=origin)
             continue
         sides: tuple[list[float], list[float]] = ([], [])
-        for record in figure.rows(record for record in records if record.sample.example.position):
+        for record in told:
             value = figure.value(record.scores[origin.judge])
             if value is not None:
                 sides[record.sample.example.position == END].append(value)
-        yield _apart(f"{BASE}attacked/position_bias/{word}", sides, figure.higher_is_better, origin)
+        yield _apart(name, sides, better, origin)
 
 
 def _apart(name: str, sides: tuple[list[float], list[float]], better: bool, origin: Provenance) -> Metric:
