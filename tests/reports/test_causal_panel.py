@@ -117,6 +117,16 @@ def test_what_is_reported_elsewhere_never_stands_in_the_measured_column() -> Non
     assert missing["struq"][0].startswith("–")
 
 
+def test_a_source_stands_below_a_table_only_where_it_is_about_one_of_its_rows() -> None:
+    whole = table()
+    bare = whole.model_copy(update={"metrics": tuple(m for m in whole.metrics if m.group != "row=struq")})
+    for step, told in ((whole, True), (bare, False)):
+        run = causal_run(attack("before", 90), step)
+        for text in (to_markdown(read_run(run)), words(run)):
+            assert ("2601.07185" in text) is told
+            assert "2410.05451" in text, "the row before is beside a figure of that paper"
+
+
 def test_all_three_renderings_have_the_figures() -> None:
     view = read_run(causal_run())
     markdown = to_markdown(view).replace("\\", "")

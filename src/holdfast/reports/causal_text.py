@@ -20,9 +20,11 @@ REPORTED = {
 SOURCES = {
     "[1]": "Llama-3-8B-Instruct. Chen et al., SecAlign: Defending Against Prompt Injection with Preference "
     "Optimization (CCS 2025), arXiv 2410.05451. Searched: the worst of the attacks that optimise their text.",
-    "[2]": "Of defences trained like these two, arXiv 2601.07185 reports that rejecting a harmless last sentence rises "
-    "from less than 10 % to 90 %, and that one trigger word adds 50 % of false refusals.",
+    "[2]": "Of defences trained like StruQ and SecAlign, arXiv 2601.07185 reports that rejecting a harmless last "
+    "sentence rises from less than 10 % to 90 %, and that one trigger word adds 50 % of false refusals.",
 }
+MARKED = {"[1]": ("before", "struq", "secalign"), "[2]": ("struq", "secalign")}
+"""The rows that each source is about."""
 CURVE_HEAD = ("Curve", "First", "Lowest", "Highest", "Last")
 BASELINE_HEAD = ("Row", "Measured", "Reported elsewhere, %")
 CURVED = (
@@ -54,7 +56,8 @@ def blocks(panel: CausalPanel, text: Escape, table: Table) -> Iterable[str]:
         yield f"### {text(title)}: measured and reported"
         yield table(BASELINE_HEAD, rows)
         yield COMPARED
-        yield "\n".join(f"- {text(mark)} {text(source)}" for mark, source in SOURCES.items())
+        if cited := sources_of(rows):
+            yield "\n".join(f"- {text(mark)} {text(source)}" for mark, source in cited.items())
     for one in panel.attacked:
         yield f"### Attack: {text(one.model)} ({text(one.id)})"
         yield from (table((what, *sides(one)), told(one, rows)) for what, rows in one.parts)
@@ -66,6 +69,12 @@ def blocks(panel: CausalPanel, text: Escape, table: Table) -> Iterable[str]:
         yield table(CURVE_HEAD, trained.rows)
     if panel.trained:
         yield CURVED
+
+
+def sources_of(rows: Iterable[Sequence[str]]) -> dict[str, str]:
+    """The sources, by mark, that are about one of the rows of a table of baselines."""
+    labels = {label for label, *_ in rows}
+    return {mark: source for mark, source in SOURCES.items() if labels & set(MARKED[mark])}
 
 
 def sides(one: Attacked) -> tuple[str, ...]:
