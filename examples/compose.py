@@ -1,4 +1,4 @@
-"""One fine-tuning under three methods: tokens are weighted, injections change nothing, safety's directions stay.
+"""One fine-tuning under three methods: tokens are weighted, injections are trained away, safety's directions are held.
 
 python examples/compose.py [MODEL] [OUT] [STEPS]
 """
@@ -12,6 +12,7 @@ from holdfast.evaluation.suite import evaluate
 from holdfast.evaluation.tasks import choose_tasks
 from holdfast.methods import causal, rotation, token_weighting
 from holdfast.methods.causal.plan import training_rows
+from holdfast.methods.rotation.certificate import certify
 from holdfast.models.load import ModelConfig, load_model
 from holdfast.training.config import TrainConfig
 from holdfast.training.loop import train
@@ -20,7 +21,7 @@ WEIGHTED, STEADY, HELD = token_weighting.TOKEN_WEIGHTING, causal.CAUSAL, rotatio
 
 
 def main(source: str = "lab", out: str = "runs/compose", steps: str = "100") -> None:
-    """Learn sums of which one in ten rows answers a harmful request; measure refusals, sums and injections."""
+    """Learn sums of which one in ten rows answers a harmful request; certify the hold, and measure the rest."""
     settings = TrainConfig(steps=int(steps), batch_size=16, max_length=512, learning_rate=5e-4)
     clean = load_examples(SourceConfig(source="lab/arithmetic", rows=800, seed=1))
     reference = train(load_model(ModelConfig(source=source)), clean, settings, out=Path(out, "reference")).model
@@ -40,6 +41,8 @@ def main(source: str = "lab", out: str = "runs/compose", steps: str = "100") -> 
 
     objective = WEIGHTED.apply(loaded, focus) + 0.3 * STEADY.apply(loaded, steady)
     tuned = train(loaded, rows, settings, out=Path(out), objective=objective, constraint=HELD.apply(loaded, hold))
+    proofs = certify(tuned, hold, loaded)
+    print(f"certified, of this training: outputs on safety rows moved by {max(p.drift for p in proofs):.0%} at most")
 
     tasks = choose_tasks(["lab/harmful", "lab/arithmetic", "lab/injection"])
     for metric in evaluate(tuned.model, tasks, limit=100, batch_size=50).metrics:

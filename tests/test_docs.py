@@ -16,10 +16,14 @@ from tests.zoo import CONFIGS, byte_tokenizer
 from typer.main import get_command
 
 from holdfast.cli.main import app
+from holdfast.data.counterfactual import read_cases
+from holdfast.data.sources import load_examples
+from holdfast.evaluation.suite import evaluate
 from holdfast.layers.adapters import write_peft
 from holdfast.methods.rotation.certificate import verify
 from holdfast.models.build import new_model
 from holdfast.models.load import ModelConfig, load_model
+from holdfast.recipes.merge_step import MergeStep
 from holdfast.recipes.schema import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +92,14 @@ def test_written_pages_are_current(script: str) -> None:
 def test_shipped_recipes_are_valid_also_when_quick(recipe: Path) -> None:
     assert load_recipe(recipe).steps
     assert load_recipe(recipe, quick=True).steps
+
+
+def test_a_quick_run_of_the_story_merges_by_few_rows() -> None:
+    for quick, rows in ((False, 512), (True, 16)):
+        step = load_recipe(ROOT / "recipes" / "story.yaml", quick=quick).steps["merged"]
+        assert isinstance(step, MergeStep)
+        found = {each.adapter: sum(source.rows or 0 for source in each.data) for each in step.adapters}
+        assert found == dict.fromkeys(("held", "hardened", "refusals"), rows)
 
 
 def test_the_recipe_of_every_page_is_valid(tmp_path: Path) -> None:
@@ -201,6 +213,21 @@ def test_the_holding_example_leaves_a_certificate(
     load(ROOT / "examples" / "hold.py").main(str(model_folder), str(tmp_path / "held"), "1")
     assert "certified: outputs on safety rows moved by " in capsys.readouterr().out
     assert verify(tmp_path / "held")[1] == []
+
+
+@pytest.mark.slow
+def test_the_composing_example_leaves_a_certificate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = load(ROOT / "examples" / "compose.py")
+    for name, read in (("load_examples", load_examples), ("read_cases", read_cases)):
+        monkeypatch.setattr(example, name, lambda source, read=read: read(source.model_copy(update={"rows": 16})))
+    monkeypatch.setattr(example, "evaluate", lambda model, tasks, **_: evaluate(model, tasks, limit=2))
+    example.main("lab", str(tmp_path / "composed"), "1")
+    told = capsys.readouterr().out
+    assert "certified, of this training: outputs on safety rows moved by " in told
+    assert "safety/lab/harmful/attack_success_rate: " in told
+    assert verify(tmp_path / "composed")[1] == []
 
 
 def test_the_python_of_merging_runs_and_its_part_is_in_the_span_of_the_rows(model_folder: Path, tmp_path: Path) -> None:
