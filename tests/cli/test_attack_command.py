@@ -23,6 +23,8 @@ def test_families_and_places_are_printed_and_the_log_is_rescored(
     assert code == 0, err
     for line in ("ignore", "role_claim", "before", "after", "benign/refused", "attacked/followed/worst_family"):
         assert any(row.startswith(line) for row in out.splitlines()), line
+    assert "Note: The audit refuses this set" in out
+    assert f"see 'holdfast data audit {cases}'." in out
     assert f"Every answer: {tmp_path / 'out' / 'attacked' / 'log.jsonl'}" in err
     code, out, _ = command("eval", "--rescore", str(tmp_path / "out" / "attacked" / "log.jsonl"), "--json")
     assert code == 0

@@ -31,6 +31,9 @@ def test_a_leak_is_refused_with_exit_code_1_and_forced_with_0(command, leaky: Pa
     code, out, _ = command("data", "audit", str(leaky))
     assert code == 1
     assert out.splitlines()[-1].startswith(f"{leaky} refused: groups apart, test data unseen")
+    for name in ("groups apart", "test data unseen", "injections unseen", "held-out families"):
+        assert any(line.startswith(f"{name}. Do: ") for line in out.splitlines()), name
+    assert "validity. Do:" not in out, "what holds needs no remedy"
     code, forced, _ = command("data", "audit", str(leaky), "--force")
     assert (code, forced) == (0, out)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from holdfast.data.audit import Audit, Check, audit
+from holdfast.data.audit import REMEDIES, Audit, Check, audit
 from holdfast.data.counterfactual import Counterfactual, read_unchecked
 from holdfast.data.lab.words import length_accuracy
 from holdfast.data.sources import SourceConfig
@@ -111,6 +111,13 @@ def test_pairs_split_by_row_are_refused_as_leaking_and_as_solved_by_words() -> N
 def test_the_same_pairs_split_by_text_do_not_leak_but_words_still_solve_them() -> None:
     found = audit(_pairs(lambda i, text: "test" if text % 4 == 0 else "train"))
     assert refused(found) == {"held-out families", "variety of attacks", "words do not tell", "length does not tell"}
+
+
+def test_every_check_that_can_fail_has_a_remedy_and_shows_it_only_then() -> None:
+    found = audit(_pairs(lambda i, text: ("train", "train", "train", "test")[i % 4]))
+    assert {each.name for each in found.checks} == set(REMEDIES)
+    assert [bool(each.remedy) for each in found.checks] == [each.holds is False for each in found.checks]
+    assert len({each.remedy for each in found.refused}) == len(found.refused) > 2
 
 
 def test_one_cue_word_in_every_attack_is_enough_to_be_refused() -> None:

@@ -12,7 +12,8 @@ from tests.recipes.keys import ATTACK, KEYS
 from tests.zoo import byte_tokenizer, tiny_folder
 
 from holdfast.core.errors import ConfigError
-from holdfast.data.counterfactual import Counterfactual
+from holdfast.data.counterfactual import Counterfactual, read_unchecked
+from holdfast.data.sources import SourceConfig
 from holdfast.evaluation.attacks.config import AttackConfig
 from holdfast.evaluation.attacks.material import Material
 from holdfast.evaluation.attacks.told import NO_DATA_ROLE
@@ -20,7 +21,7 @@ from holdfast.evaluation.judges.base import Sample
 from holdfast.evaluation.judges.injection import INJECTION
 from holdfast.evaluation.log import Record
 from holdfast.models.templates import FOUR_ROLES
-from holdfast.recipes.attacking import eps_causal
+from holdfast.recipes.attacking import audit_notes, eps_causal
 from holdfast.recipes.context import Context
 from holdfast.recipes.estimate import estimate
 from holdfast.recipes.run import run_recipe
@@ -79,6 +80,19 @@ def test_check_counts_what_is_asked_and_finds_a_file_that_is_not_there() -> None
     assert needs.rows["attacked"] == 20
     with pytest.raises(ConfigError, match=r"Cannot find cases at 'no\.jsonl'|no\.jsonl"):
         estimate(recipe(cases=["no.jsonl"]), "r.yaml")
+
+
+def test_a_set_that_the_audit_refuses_is_attacked_with_a_note_and_a_sound_one_without(tmp_path: Path) -> None:
+    def notes(made: list[dict[str, Any]]) -> tuple[str, ...]:
+        path = tmp_path / "cases.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+        return audit_notes(recipe(cases=[str(path)]).steps["a"])
+
+    sound = [one.as_dict() for one in read_unchecked(SourceConfig(source="lab/injection", rows=200))]
+    assert notes(sound) == audit_notes(recipe().steps["a"]) == ()
+    (note,) = notes([{**one, "split": ("train", "test")[i % 2]} for i, one in enumerate(sound)])
+    assert note.startswith("The audit refuses this set, and its figures may say little (refused: groups apart")
+    assert note.endswith(f"see 'holdfast data audit {tmp_path / 'cases.jsonl'}'.")
 
 
 def outcomes(pairs: list[tuple[str, str]]) -> Any:

@@ -59,4 +59,7 @@ def _print(found: Audit) -> None:
     if found.attacks:
         names = list(found.attacks[0])
         print_table(names, [[str(row[name]) for name in names] for row in found.attacks])
-    typer.echo(f"\n{found.source} {found.verdict}")
+    typer.echo()
+    for check in found.refused:
+        typer.echo(f"{check.name}. Do: {check.remedy}")
+    typer.echo(f"{found.source} {found.verdict}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from scipy.stats import binomtest
@@ -35,6 +35,21 @@ CASES_FITTED, CASES_TRIED = 2000, 1000
 """Cases, drawn at random where there are more, that the trivial classifier is fitted and tried on."""
 SHOWN = 5
 """Faults and groups that a sentence names."""
+REMEDIES = {
+    "validity": "correct the rows that are named, or take them out.",
+    "duplicates": "keep one row of each prompt, and write more that differ.",
+    "groups apart": "give all rows of a group one split, or leave 'split' out: it is then made by group.",
+    "test data unseen": "give rows on the same text one split, or leave 'split' and 'group' out: such rows are then "
+    "one group, and a group stands in one split.",
+    "no near duplicates across splits": "give tasks that are nearly the same one 'group' and one 'split', or take them "
+    "out of training.",
+    "injections unseen": "write other injections for the test split: a wording belongs to one split.",
+    "held-out families": "keep one attack family out of training and validation, in the test split alone.",
+    "variety of attacks": f"add attacks, to at least {FEWEST_FAMILIES} families and {FEWEST_WORDINGS} wordings.",
+    "words do not tell": "add clean texts with orders in them that are not meant for the model, also as 'twin_data'.",
+    "length does not tell": "add clean texts as long as the attacked ones, also as 'twin_data'.",
+}
+"""What to do where a check fails, by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,8 @@ class Check:
     low: float | None = None
     high: float | None = None
     """Wilson 95 % interval."""
+    remedy: str = ""
+    """What to do; empty unless the check failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +109,7 @@ def audit(cases: Sequence[Counterfactual], source: str = "", seed: int = 0) -> A
     """
     splits: dict[str, list[Counterfactual]] = {name: [case for case in cases if case.split == name] for name in SPLITS}
     counts = Counter(case.split for case in cases)
-    checks = (
+    asked = (
         _validity(cases),
         _copies(splits),
         _groups(cases),
@@ -101,6 +118,7 @@ def audit(cases: Sequence[Counterfactual], source: str = "", seed: int = 0) -> A
         _variety(cases),
         *_trivial(splits, seed),
     )
+    checks = tuple(replace(check, remedy=REMEDIES[check.name]) if check.holds is False else check for check in asked)
     return Audit(source, len(cases), dict(counts), checks, tuple(_attack_table(cases)))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.core.results import Metric
 from holdfast.recipes.attack_step import AttackStep
+from holdfast.recipes.causal import audit_of
 from holdfast.recipes.context import LOG_FILE, Context, Outcome, artifact, name_of, resolve_model
 from holdfast.recipes.shown import shown
 
@@ -34,9 +35,21 @@ def attack(context: Context) -> Outcome:
         metrics=(*result.metrics, *eps_causal(material, read_log(log)[1])),
         artifacts=(artifact(context, log),),
         samples=tuple(shown(sample) for sample in result.samples),
-        notes=(*loaded.notes, *material.notes, *told_of(loaded)),
+        notes=(*loaded.notes, *material.notes, *audit_notes(step), *told_of(loaded)),
         model_name=name_of(context, loaded),
         peak_bytes=peak_bytes(),
+    )
+
+
+def audit_notes(step: AttackStep) -> tuple[str, ...]:
+    """That the audit refuses the set, if it does. The lab's cases pass it."""
+    own = [source for source in step.cases if not source.source.startswith("lab/")]
+    found = audit_of(own, step.seed) if own else None
+    if found is None or not found.refused:
+        return ()
+    return (
+        f"The audit refuses this set, and its figures may say little ({found.verdict}): see 'holdfast data audit "
+        f"{own[0].source}'.",
     )
 
 

@@ -79,13 +79,18 @@ def read(sources: Sequence[SourceConfig]) -> list[Counterfactual]:
 
 def audited(step: CausalStep, cases: Sequence[Counterfactual], validation: Sequence[Counterfactual]) -> Audit:
     """What is found in all splits of the sources, and whether ``cases`` and ``validation`` are of the right ones."""
+    found = audit_of((*step.cases, *step.validation), step.seed)
+    return replace(found, checks=(*found.checks, _placed(cases, validation)))
+
+
+def audit_of(sources: Sequence[SourceConfig], seed: int) -> Audit:
+    """What is found in all splits of the sources."""
     from holdfast.data.audit import audit
     from holdfast.data.counterfactual import read_unchecked
 
-    whole = [case for source in _whole((*step.cases, *step.validation)) for case in read_unchecked(source)]
-    names = dict.fromkeys(source.source for source in (*step.cases, *step.validation))
-    found = audit(list(dict.fromkeys(whole)), ", ".join(names), step.seed)
-    return replace(found, checks=(*found.checks, _placed(cases, validation)))
+    whole = [case for source in _whole(sources) for case in read_unchecked(source)]
+    names = dict.fromkeys(source.source for source in sources)
+    return audit(list(dict.fromkeys(whole)), ", ".join(names), seed)
 
 
 def _whole(sources: Sequence[SourceConfig]) -> Iterator[SourceConfig]:
