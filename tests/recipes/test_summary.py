@@ -35,6 +35,49 @@ def test_changes_are_percentage_points_with_a_sign_and_no_figure_is_a_negative_z
     assert figure(Metric(name="x/y/rouge_l/change", value=-0.001, n=9, low=-0.2, high=0.1)) == "0.00 [-0.20, 0.10]"
 
 
+def tabled(name, values, *, higher=False, removed=()):
+    """A table of one figure, beside a second task that is not the one to tell."""
+    metrics = [
+        Metric(name=f"table/{n}", value=v, n=100, k=None if v is None else round(100 * v), higher_is_better=better,
+               group=f"row={row}", reason="" if v is not None else "no valid row")
+        for n, better, side in ((name, higher, values), ("lab/choice/exact", True, dict.fromkeys(values, 0.5)))
+        for row, v in side.items()
+    ]  # fmt: skip
+    metrics += [
+        Metric(name=f"table/{name}/removed", value=v, n=100, low=v - 0.1, high=v + 0.1, group=f"row={row}")
+        for row, v in removed
+    ]
+    rows = {row: [row] for row in values if row != "before"}
+    config = {"before": "base", "reference": "plain", "rows": rows}
+    return summarise([StepRecord(id="t", do="table", config=config, metrics=tuple(metrics), status="done")])
+
+
+def test_a_table_is_told_by_its_best_row_beside_the_reference_and_before():
+    errors = {"before": 0.5, "plain": 0.4, "both": 0.1, "rho1": 0.2}
+    assert tabled("lab/digits/token_error", errors) == (
+        "Error on digits of results on lab/digits: 50 % before, 40 % plain and 10 % both, the lowest of 3 rows."
+    )
+    assert tabled("lab/arithmetic/exact", errors, higher=True) == (
+        "Right answers on lab/arithmetic: 50 % before and 40 % plain, the highest of 3 rows."
+    )
+    unknown = dict.fromkeys(errors)
+    assert tabled("attack/attacked/followed", unknown).startswith("Right answers on lab/choice: 50 % before")
+
+
+def test_a_reference_that_lowered_attack_success_has_no_harm_to_remove():
+    name, lower = "lab/harmful/attack_success_rate", {"before": 0.8, "plain": 0.4, "held": 0.6, "both": 0.1}
+    gains = [("held", 0.5), ("both", -0.75)]
+    assert tabled(name, lower, removed=gains) == (
+        "Attack success on lab/harmful: 80 % before, 40 % plain and 10 % both, the lowest of 3 rows."
+    )
+    higher = {"before": 0.1, "plain": 0.8, "held": 0.2, "both": 0.9}
+    assert "held, removes 86 % [76, 96] of that" in tabled(name, higher, removed=[("held", 0.86), ("both", -0.14)])
+    worse = {"before": 0.1, "plain": 0.8, "held": 0.9, "both": 0.9}
+    assert tabled(name, worse, removed=[("held", -0.14), ("both", -0.14)]).endswith(
+        "10 % before and 80 % plain, the lowest of 3 rows."
+    )
+
+
 def kept(value, experts, row):
     group = f"row={row}, experts={experts}"
     return Metric(name="retention/mean", value=value, n=9, low=value - 0.04, high=value + 0.03, group=group)

@@ -80,6 +80,18 @@ def test_all_three_renderings_have_value_interval_n_and_share() -> None:
         assert text in printed(run)
 
 
+def test_a_row_that_changed_more_than_the_reference_is_said_to_go_further() -> None:
+    """Beside plain, of 3 % to 86 % and 8 % to 2 %."""
+    run = table_run({"plain": ARMS["plain"], "more": (0.91, 0.92, 0.01, 0.87, 0.71)})
+    markdown = to_markdown(read_run(run)).replace("\\", "")
+    assert "91.0 % [88.0, 94.0] (n = 900); rises further by 6.0 % [1.0, 11.0]" in markdown
+    assert "(n = 900); falls further by 16.7 % [11.7, 21.7]" in markdown
+    assert "harm removed −" not in markdown + printed(run)
+    html = " ".join(re.sub(r"<[^>]+>", " ", to_html(read_run(run))).split())
+    assert "falls further by 16.7 % [11.7, 21.7]" in html
+    assert max(len(line) for line in printed(run).splitlines()) <= 80
+
+
 def test_a_share_that_is_missing_has_its_reason_once() -> None:
     reason = "ROUGE-L, lab/passages: the reference's change from before is not clear from 0."
     assert panel().reasons == (reason,)

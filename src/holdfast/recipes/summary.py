@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from holdfast.core.results import Metric, StepRecord
-from holdfast.core.wording import WORDS
+from holdfast.core.wording import WORDS, counted
 from holdfast.evaluation.tasks import TASKS
 
 Pair = tuple[Metric, Metric]
+ATTACKS = ("/attack_success_rate", "/attacked/followed")
+"""Ends of the names of attack success."""
 
 
 def summarise(steps: Sequence[StepRecord], planned: int | None = None) -> str:
@@ -95,20 +97,44 @@ def _compared(before: StepRecord, after: StepRecord, steps: dict[str, StepRecord
 
 
 def _tabled(step: StepRecord) -> str:
-    """Which row removes most of what the reference did to attack success; where none is told to, how many there are."""
+    """Which row removes most of the attacks' success that the reference added; where none does, which row is best."""
     label = str(step.config["reference"])
-    removed = [m for m in step.metrics if m.name.endswith("/attack_success_rate/removed") and m.value is not None]
-    best = max(removed, key=lambda metric: metric.value or 0.0, default=None)
+    values = {(metric.name, metric.group.removeprefix("row=")): metric for metric in step.metrics}
+    removed = [m for m in step.metrics if m.name.endswith("/attack_success_rate/removed") and (m.value or 0.0) > 0]
+    harm = [metric for metric in removed if _rose(metric.name.removesuffix("/removed"), values, label)]
+    best = max(harm, key=lambda metric: metric.value or 0.0, default=None)
     if best is None:
-        return f"{step.id} sets {len(step.config['rows'])} rows beside {step.config['before']}."
-    name = best.name.removesuffix("/removed")
-    row = best.group.removeprefix("row=")
-    values = {metric.group: metric for metric in step.metrics if metric.name == name}
-    before, plain, held = (figure(values[f"row={who}"]) for who in ("before", label, row))
-    of = _name(best.model_copy(update={"name": name}))
+        return _best_row(step, values, label)
+    name, row = best.name.removesuffix("/removed"), best.group.removeprefix("row=")
+    before, plain, held = (figure(values[name, who]) for who in ("before", label, row))
+    of = _name(values[name, row])
     others = len(step.config["rows"]) - 1
     best_row = f"the best of {others} other rows, {row}," if others > 1 else row
     return f"{label} took {of} from {before} to {plain}; {best_row} removes {_share(best)} of that and has {held}."
+
+
+def _rose(name: str, values: Mapping[tuple[str, str], Metric], label: str) -> bool:
+    """Whether the reference raised a figure."""
+    before, plain = (values[name, who].value for who in ("before", label))
+    return before is not None and plain is not None and plain > before
+
+
+def _best_row(step: StepRecord, values: Mapping[tuple[str, str], Metric], label: str) -> str:
+    """The best row beside the reference and before: by attack success where there is one, else by the first figure."""
+    totals = [name for name, row in values if row == "before" and not name.endswith("/difference")]
+    labels = [label, *(row for row in step.config["rows"] if row != label)]
+    for name in sorted(totals, key=lambda name: not name.endswith(ATTACKS)):
+        known = {row: values[name, row] for row in labels if values[name, row].value is not None}
+        if not known:
+            continue
+        higher = values[name, label].higher_is_better
+        best = (max if higher else min)(known, key=lambda row: known[row].value or 0.0)
+        told = [f"{figure(values[name, 'before'])} before", f"{figure(values[name, label])} {label}"]
+        told += [] if best == label else [f"{figure(known[best])} {best}"]
+        of = _name(values[name, label])
+        extreme = "highest" if higher else "lowest"
+        return f"{of[:1].upper()}{of[1:]}: {_and(told)}, the {extreme} of {counted(len(known), 'row')}."
+    return f"{step.id} has no figure: none of its {len(labels)} rows has a valid answer."
 
 
 def _retained(step: StepRecord) -> str:

@@ -33,6 +33,8 @@ class Column:
     higher_is_better: bool
     removed: str
     """What the share removed is one of: ``harm removed`` or ``gain removed``, by the reference's change."""
+    further: str
+    """What is said instead where less than none of it is removed: ``rises further by`` or ``falls further by``."""
 
     @property
     def arrow(self) -> str:
@@ -48,7 +50,9 @@ class Cell:
     difference: Figure | None
     """From the reference; ``None`` in the reference's own row."""
     removed: Figure | None
-    """Share of the reference's change that is gone; ``None`` in its own row and in that of before."""
+    """Share of the reference's change that is gone, or that is added; ``None`` in its own row and in that of before."""
+    word: str
+    """Which of the two it is: the column's ``removed`` or ``further``."""
     per_seed: tuple[str, ...]
 
 
@@ -134,7 +138,8 @@ def _column(name: str, metric: Metric, before: Metric | None) -> Column:
     _, task, measure = split_name(name)
     rose = before is not None and before.value is not None and before.value < 0
     word = "gain removed" if rose == metric.higher_is_better else "harm removed"
-    return Column(name, task, measure_words(measure), metric.higher_is_better, word)
+    further = "rises further by" if rose else "falls further by"
+    return Column(name, task, measure_words(measure), metric.higher_is_better, word, further)
 
 
 def _arm(
@@ -146,20 +151,30 @@ def _arm(
 ) -> Arm:
     role = label if label == BEFORE else "reference" if label == reference else "arm"
     values = [[y for _, y in step.curves.get(f"{column.name} [row={label}]", ())] for column in columns]
-    cells = tuple(_cell(column.name, label, found, own) for column, own in zip(columns, values, strict=True))
+    cells = tuple(_cell(column, label, found, own) for column, own in zip(columns, values, strict=True))
     return Arm(label, role, max((len(own) for own in values), default=1), cells)
 
 
-def _cell(name: str, label: str, found: dict[tuple[str, str], Metric], per_seed: Sequence[float]) -> Cell:
+def _cell(column: Column, label: str, found: dict[tuple[str, str], Metric], per_seed: Sequence[float]) -> Cell:
+    name = column.name
     own = found[(name, label)]
     rate = any(metric.k is not None for (known, _), metric in found.items() if known == name)
     difference, removed = (found.get((f"{name}/{part}", label)) for part in ("difference", "removed"))
+    word = column.removed
+    if removed is not None and removed.value is not None and removed.value < 0:
+        removed, word = _negated(removed), column.further
     return Cell(
         figure=figure_of(own, rate=rate),
         difference=figure_of(difference, signed=True, rate=rate) if difference else None,
         removed=figure_of(removed, rate=True) if removed else None,
+        word=word,
         per_seed=tuple(number(value, rate=rate) for value in per_seed),
     )
+
+
+def _negated(metric: Metric) -> Metric:
+    low, high = (None if limit is None else -limit for limit in (metric.high, metric.low))
+    return metric.model_copy(update={"value": -(metric.value or 0.0), "low": low, "high": high})
 
 
 def _axes(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from holdfast.reports.names import DASH, cut
-from holdfast.reports.table_panel import Arm, Cell, Column, TablePanel, shown
+from holdfast.reports.table_panel import Arm, Cell, TablePanel, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 NOTE = (
     "Harm or gain removed: the share of the reference's change from before that the row removes, 1 − (row − before) / "
-    "(reference − before); 100 % where nothing of it is left. "
+    "(reference − before); 100 % where nothing of it is left. Rises or falls further by: the share of that change that "
+    "the row adds to it. "
     "Intervals resample prompts and seeds together, the same for all rows."
 )
 ACROSS = 3
@@ -27,7 +28,7 @@ def blocks(panel: TablePanel, text: Callable[[str], str], table: Callable[..., s
     yield f"## {text(panel.title)}"
     yield f"{panel.counted} Reference: {text(panel.reference)}."
     heads = [f"{column.label} {column.arrow}, {column.task}" for column in panel.columns]
-    yield table(("Row", *heads), [(_name(arm), *map(_written, arm.cells, panel.columns)) for arm in panel.arms])
+    yield table(("Row", *heads), [(_name(arm), *map(_written, arm.cells)) for arm in panel.arms])
     yield NOTE
     yield from (f"{DASH} {text(reason)}" for reason in panel.reasons)
     yield f"### Difference from {text(panel.reference)}"
@@ -43,12 +44,12 @@ def _name(arm: Arm) -> str:
     return f"{arm.label} (reference)" if arm.role == "reference" else arm.label
 
 
-def _written(cell: Cell, column: Column) -> str:
+def _written(cell: Cell) -> str:
     figure = cell.figure
     if figure.value is None:
         return f"{DASH} ({figure.reason})"
     invalid = f", {figure.n_invalid} invalid" if figure.n_invalid else ""
-    removed = f"; {column.removed} {shown(cell.removed)}" if cell.removed else ""
+    removed = f"; {cell.word} {shown(cell.removed)}" if cell.removed else ""
     return f"{shown(figure)} (n = {figure.n}{invalid}){removed}"
 
 
@@ -77,17 +78,17 @@ def terminal(panel: TablePanel) -> Iterator[Table]:
         for column in columns:
             made.add_column(Text(f"{column.arrow} {column.label}\n{column.task}"), justify="right")
         for arm in panel.arms:
-            cells = map(_stacked, arm.cells[start : start + ACROSS], columns)
+            cells = map(_stacked, arm.cells[start : start + ACROSS])
             made.add_row(Text(cut(_name(arm), 2 * LABEL)), *(Text(cell) for cell in cells))
         yield made
 
 
-def _stacked(cell: Cell, column: Column) -> str:
+def _stacked(cell: Cell) -> str:
     if cell.figure.value is None:
         return DASH
     lines = [cell.figure.text, cell.figure.bounds]
     if cell.removed is not None:
-        lines += [column.removed, cell.removed.text, cell.removed.bounds]
+        lines += [cell.word, cell.removed.text, cell.removed.bounds]
     return "\n".join(filter(None, lines))
 
 
