@@ -36,11 +36,13 @@ def test_changes_are_percentage_points_with_a_sign_and_no_figure_is_a_negative_z
 
 
 def tabled(name, values, *, higher=False, removed=()):
-    """A table of one figure, beside a second task that is not the one to tell."""
+    """A table of a figure and of a second task, which stands first where the figure is an attack's success."""
+    columns = [(name, higher, values), ("lab/choice/exact", True, dict.fromkeys(values, 0.5))]
+    columns = columns if name.endswith(("/exact", "/token_error")) else columns[::-1]
     metrics = [
         Metric(name=f"table/{n}", value=v, n=100, k=None if v is None else round(100 * v), higher_is_better=better,
                group=f"row={row}", reason="" if v is not None else "no valid row")
-        for n, better, side in ((name, higher, values), ("lab/choice/exact", True, dict.fromkeys(values, 0.5)))
+        for n, better, side in columns
         for row, v in side.items()
     ]  # fmt: skip
     metrics += [
@@ -60,6 +62,8 @@ def test_a_table_is_told_by_its_best_row_beside_the_reference_and_before():
     assert tabled("lab/arithmetic/exact", errors, higher=True) == (
         "Right answers on lab/arithmetic: 50 % before and 40 % plain, the highest of 3 rows."
     )
+    assert tabled("attack/attacked/followed", errors).startswith("Injections followed on attack/attacked: 50 % before")
+    assert tabled("lab/injection/followed", errors).startswith("Injections followed on lab/injection: 50 % before")
     unknown = dict.fromkeys(errors)
     assert tabled("attack/attacked/followed", unknown).startswith("Right answers on lab/choice: 50 % before")
 

@@ -9,7 +9,7 @@ from holdfast.core.wording import WORDS, counted
 from holdfast.evaluation.tasks import TASKS
 
 Pair = tuple[Metric, Metric]
-ATTACKS = ("/attack_success_rate", "/attacked/followed")
+ATTACKS = ("/attack_success_rate", "/followed")
 """Ends of the names of attack success."""
 
 
