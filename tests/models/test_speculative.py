@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.zoo import FAMILIES, tiny
+from torch.nn.functional import cross_entropy
 
 from holdfast.core.errors import DataError
-from holdfast.data.batches import Encoded, collate
+from holdfast.data.batches import IGNORE, Batches, Encoded, collate
 from holdfast.data.examples import Message
 from holdfast.data.lab import rows
+from holdfast.methods.token_weighting.alignment import targets_at
 from holdfast.models.chat import ChatFormat
 from holdfast.models.config import ModelConfig
 from holdfast.models.generate import Completion, generate
@@ -132,14 +134,37 @@ def test_model_and_heads_are_left_in_the_mode_they_were_in_and_without_hooks() -
     assert not any(module._forward_pre_hooks for module in loaded.model.modules())
 
 
+def fitted(loaded: LoadedModel, kind: Kind, steps: int) -> Heads:
+    """Heads that have learnt a little of the lab's own rows, the model as it is."""
+    heads = Heads(loaded.model, kind, 3)
+    loaded.model.requires_grad_(False)
+    learnt = [loaded.chat.training(row) for row in rows("alignment", "train", 8 * steps, 0)]
+    batches = Batches(learnt, 8, 0, pad_id=loaded.chat.pad_id)
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=2e-3)
+    for number in range(steps):
+        (batch,) = batches.step(number)
+        loss = torch.zeros(())
+        states, outputs = heads(loaded.model, batch), heads.unembeddings(loaded.model)
+        for horizon in (2, 3):
+            targets, _ = targets_at(batch, horizon)
+            where = targets != IGNORE
+            logits = outputs[horizon - 1].logits(states[horizon - 1][where])
+            loss = loss + cross_entropy(logits, targets[where])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return heads
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_200_answers_of_the_lab_model_are_those_of_plain_decoding(kind: Kind) -> None:
+def test_200_answers_of_the_lab_model_are_those_of_plain_decoding_where_guesses_count(kind: Kind) -> None:
     loaded = load_model(ModelConfig(device="cpu"))
+    heads = fitted(loaded, kind, 30)
     asked = [row for row in rows("alignment", "validation", 400, 0) if row.messages][:200]
     prompts = [loaded.chat.prompt(row.messages, id=row.id) for row in asked]
-    found = self_speculative(loaded, Heads(loaded.model, kind, 3), prompts, max_new_tokens=64)
+    found = self_speculative(loaded, heads, prompts, max_new_tokens=64)
     plain = generate(loaded, prompts, max_new_tokens=64, batch_size=1)
-    differ = [i for i in range(200) if found[i].completion != plain[i]]
-    assert all(found[i].closest < 1e-4 for i in differ), "other answers only where two tokens are as good"
-    assert len(differ) <= 2
+    assert len(plain) == 200
+    assert [answer.completion for answer in found] == plain
+    assert sum(any(answer.accepted) for answer in found) >= 50, "guesses count in many of the answers"
