@@ -11,8 +11,10 @@ from transformers import Qwen2Config
 from holdfast.core.errors import ConfigError
 from holdfast.models.config import ModelConfig
 from holdfast.models.describe import describe
+from holdfast.recipes.causal_step import CausalStep
 from holdfast.recipes.estimate import Needs, estimate
 from holdfast.recipes.schema import load_recipe
+from holdfast.recipes.train_step import TrainStep
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "causal.yaml"
 LARGE = {
@@ -72,3 +74,18 @@ def test_four_bit_training_holds_what_is_not_quantized_in_32_bits(folder: Path) 
     assert paper.widened_bytes == 2 * (paper.parameters - inside)
     full: dict[str, Any] = {"source": str(folder), "dtype": "float32", "quantization": "4bit"}
     assert describe(ModelConfig(**full)).widened_bytes == 0
+
+
+@pytest.mark.parametrize("name", ["causal-lab", "causal-baselines", "story"])
+def test_every_step_of_a_quick_training_sees_several_cases(name: str) -> None:
+    """Else ten steps learn next to nothing of them, and a dry run tells nothing of the recipe."""
+    recipe = load_recipe(RECIPE.with_name(f"{name}.yaml"), quick=True)
+    trained = [step for step in recipe.steps.values() if isinstance(step, TrainStep)]
+    planned = [(step, recipe.steps[plan]) for step in trained for plan in step.objective]
+    seen = {step.batch_size * share_of_cases(step, plan) for step, plan in planned if isinstance(plan, CausalStep)}
+    assert min(seen) >= 8
+
+
+def share_of_cases(step: TrainStep, plan: CausalStep) -> float:
+    cases, plain = (sum(source.rows or 0 for source in sources) for sources in (plan.cases, step.data))
+    return cases / (cases + plain)
