@@ -32,6 +32,7 @@ PRODUCTS = {
     "fused": ("logits", "logits", "states", "weight"),
 }
 """The matrix products of each way to the loss."""
+KERNELS = "the kernels of Liger and of Cut Cross-Entropy were not run: they need CUDA, and benchmarks run on the CPU"
 WAYS = {
     "once": "one weighted sum of all heads",
     "frozen": "vocabulary frozen (an adapter is trained)",
@@ -109,9 +110,9 @@ def _torch(answers: dict[str, dict[str, Any]]) -> Result:
     label, name = f"{HEADS}-head loss, {WAYS['any']}", "torch linear_cross_entropy"
     wanted: Wanted = "for information"
     if "fused" not in answers:
-        return Result(label, "s", [], [], name, wanted, 0, ["not run: this torch has none, 2.13 has"], False)
+        return Result(label, "s", [], [], name, wanted, 0, ["not run: this torch has none, 2.13 has", KERNELS], False)
     off = abs(answers["any"]["loss"] / answers["fused"]["loss"] - 1)
-    remarks = [f"reduction none, the same chunks; losses {off:.0e} apart (at most {ALIKE:g})"]
+    remarks = [f"reduction none, the same chunks; losses {off:.0e} apart (at most {ALIKE:g})", KERNELS]
     both = (answers["any"]["seconds"], answers["fused"]["seconds"])
     return Result(label, "s", *both, name, wanted, 0, remarks, off <= ALIKE)
 
