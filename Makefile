@@ -68,7 +68,7 @@ bench: $(READY) ## speed and memory against peers, in one run
 lab: $(READY) ## train the lab model anew (one to two hours on two cores; resumes)
 	$(BIN)/holdfast run recipes/lab.yaml -o runs/lab --resume
 
-EXPERIMENTS := exp1-safety-tax exp2-many-experts exp3-rules repair-lab repair-map causal-baselines
+EXPERIMENTS := exp1-safety-tax exp2-many-experts exp3-rules repair-lab repair-map causal-baselines wmtp-synergy wmtp-safety
 
 experiments: $(READY) ## merging, repair and hardening on the lab, and their result pages (several hours on two cores; resumes)
 	for name in $(EXPERIMENTS); do $(BIN)/holdfast run recipes/$$name.yaml -o runs/$$name --resume || exit 1; done
@@ -77,5 +77,6 @@ experiments: $(READY) ## merging, repair and hardening on the lab, and their res
 	$(BIN)/python docs/scripts/rules_results.py runs/exp3-rules
 	$(BIN)/python docs/scripts/repair_results.py runs/repair-lab runs/repair-map
 	$(BIN)/python docs/scripts/causal_results.py runs/causal-baselines
+	$(BIN)/python docs/scripts/token_weighting_results.py runs/wmtp-synergy runs/wmtp-safety
 
 check: lint types imports ## everything that reads the code and does not run it
