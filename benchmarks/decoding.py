@@ -1,7 +1,7 @@
 """Self-speculative decoding on the lab model: heads are trained, then answers with and without them take turns.
 
 Heads learn with the model detached from them; the model itself goes on learning the same rows. Plain decoding is the
-project's own, one prompt at a time like the other. ``python -m benchmarks.decoding train parallel 3 60 FOLDER`` and
+project's own, one prompt at a time like the other. ``python -m benchmarks.decoding train parallel 3 200 FOLDER`` and
 ``... decode FOLDER 200`` run the parts by hand.
 """
 
@@ -25,7 +25,7 @@ HORIZON = 3
 
 def measure(settings: Settings) -> list[Result]:
     """Tokens a second of each kind of heads against plain decoding, on prompts that were not trained on."""
-    steps, count = (2, 8) if settings.quick else (60, 200)
+    steps, count = (2, 8) if settings.quick else (200, 200)
     results = []
     with tempfile.TemporaryDirectory() as made:
         for kind in KINDS:
