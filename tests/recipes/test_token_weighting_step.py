@@ -258,9 +258,7 @@ def test_a_head_that_finds_nothing_in_a_step_stops_it_with_the_advice_of_a_short
 ) -> None:
     uniform = {"scorer": "uniform", "reference": None, "critic": None, "horizon": 16, "data": ["mixed"]}
     wanted = recipe(places, "weights", "tuned", weights=uniform, tuned={"batch_size": 1, "steps": 10})
-    with pytest.raises(
-        DataError, match=r"Step \d+ has nothing to learn: .* 'head_\d+'.* rows brief.*lower horizon"
-    ):
+    with pytest.raises(DataError, match=r"Step \d+ has nothing to learn: .* 'head_\d+'.* rows brief.*lower horizon"):
         run_recipe(wanted, tmp_path / "run")
 
 
