@@ -110,7 +110,9 @@ def _board(table: TablePanel, tasks: Sides) -> Board | None:
         TradeOffPoint(label, safety.value, utility.value)  # type: ignore[arg-type]
         for label, (safety, utility) in placed.items()
     ]
-    y, x = (Column("", _called(side), word, True, "", "") for side, word in zip(tasks, ("Safety", "Utility"), strict=True))
+    y, x = (
+        Column("", _called(side), word, True, "", "") for side, word in zip(tasks, ("Safety", "Utility"), strict=True)
+    )
     arms = [arm for arm in table.arms if arm.label in placed]
     return Board(
         id=table.id,
