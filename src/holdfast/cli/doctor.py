@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -110,6 +108,9 @@ def _lab_model() -> Finding:
 def _hub() -> Finding:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
         return Finding("hub", False, "HF_HUB_OFFLINE is set: only cached models and data.", "unset HF_HUB_OFFLINE")
+    import urllib.error
+    import urllib.request
+
     from huggingface_hub.constants import ENDPOINT
 
     address = os.environ.get("HF_ENDPOINT", ENDPOINT)

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say
-from holdfast.core.config import explain
 from holdfast.core.files import write_atomically
 
 if TYPE_CHECKING:
@@ -75,6 +73,9 @@ def causal(  # noqa: PLR0913, PLR0917 - one parameter an option
 
 
 def _settings(*, layers: str, **given: Any) -> VerifyConfig:
+    from pydantic import ValidationError
+
+    from holdfast.core.config import explain
     from holdfast.methods.causal.verify_config import VerifyConfig
 
     try:
