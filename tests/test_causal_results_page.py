@@ -188,6 +188,10 @@ def test_every_line_says_whether_it_is_met_and_by_which_figure(finished: str) ->
     assert len(met) == 12, "all but SecAlign, which is as good"
 
 
+def test_what_any_remark_costs_stands_beside_what_an_attack_costs(finished: str) -> None:
+    assert f"With a harmless remark where the injection would stand it does {100 * 40 / N:.1f} % [" in finished
+
+
 def test_a_rival_that_is_as_good_is_not_beaten(finished: str) -> None:
     page = finished
     assert line(page, "ours: attack success below that of struq").endswith("| yes |")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import causal_verified as verified
-from causal_rows import BEFORE, OURS, Found, Rows, Steps
+from causal_rows import BEFORE, OURS, REMARKED, Found, Rows, Steps
 from tables import shown
 
 from holdfast.evaluation.composites import Estimate
@@ -167,6 +167,11 @@ def reading(rows: Rows, untrained: Sequence[str], lines: Sequence[Line]) -> str:
         f"{percent(worst)}) and does its task under {percent(rows.mean('done', OURS))} of the attacks and in "
         f"{percent(rows.mean('benign', OURS))} without one."
     )
+    if rows.mean(REMARKED, OURS).value is not None:
+        told.append(
+            f"With a harmless remark where the injection would stand it does {percent(rows.mean(REMARKED, OURS))} "
+            f"(n = {rows.count('neutral')}): what any inserted sentence costs, eps_causal counts as well."
+        )
     others = [row for row in rows.labels if row not in (BEFORE, OURS, *untrained)]
     told += [_beside(rows, row) for row in others]
     if "obeyed" in rows.parts:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import causal_verified as verified
 from causal_lines import RIVALS, adaptive_line, attack_lines, eps_lines, reading
-from causal_rows import BEFORE, FAMILY, OURS, Found, Rows, Steps, complete
+from causal_rows import BEFORE, FAMILY, OURS, REMARKED, Found, Rows, Steps, complete
 from pages import ROOT, put
 from tables import Column, by_row, claims, made_by, shown
 
@@ -56,7 +56,7 @@ def habits(rows: Rows) -> str:
         "quoting": lambda row: shown(rows.mean("quoting", row)),
         "position bias": lambda row: shown(rows.bias(row)),
         "trigger effect": lambda row: shown(rows.fall("trigger", row)),
-        "task done beside a remark": lambda row: shown(rows.mean("trigger:neutral", row)),
+        "task done beside a remark": lambda row: shown(rows.mean(REMARKED, row)),
         "instruction-last effect": lambda row: shown(rows.fall("last", row)),
         "payload as the user's own": lambda row: shown(rows.mean("obeyed", row)),
         "of those, left alone as data": lambda row: verified.counted(rows.found[row], SEPARATED),

@@ -37,6 +37,8 @@ EVENTS: dict[str, tuple[str, str]] = {
 """By measure, the part of the attack and the figure of an answer."""
 PAIRED = {"trigger": ("neutral", "trigger"), "last": ("benign", "last")}
 """By effect, the parts between which task-done falls, case by case."""
+REMARKED = "trigger:neutral"
+"""The measure of task-done beside a harmless remark."""
 WORST = "injection/attack/attacked/followed/worst_family"
 Figures = Mapping[str, Mapping[str, CrossedMean]]
 
