@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from holdfast.core.errors import ConfigError
+from holdfast.methods.base import check_origin
 from holdfast.methods.causal.objective import CausalObjective
 from holdfast.methods.causal.plan import CausalPlan
 from holdfast.models.load import LoadedModel
@@ -18,12 +18,5 @@ def apply(loaded: LoadedModel, plan: CausalPlan, over: Literal["tokens", "rows"]
     Raises:
         ConfigError: the plan is of another model or chat template.
     """
-    for what, planned, here in (
-        ("model", plan.origin.model, loaded.fingerprint),
-        ("chat template", plan.origin.template, loaded.chat.fingerprint),
-    ):
-        if planned != here:
-            raise ConfigError(
-                f"The plan is of another {what}: got {here[:12]}, expected {planned[:12]}. Do: plan on this model."
-            )
+    check_origin(plan.origin, loaded)
     return CausalObjective(plan, loaded.chat.pad_id, over)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from holdfast.core.errors import ConfigError
 from holdfast.layers.adapters import Adapter, LowRank
 from holdfast.layers.core_space import CoreSpace, truncation_error
+from holdfast.methods.base import check_origin
 from holdfast.methods.merging.config import READ_BY_ALL, READS, WITH_ROWS, MergingConfig
 from holdfast.methods.merging.curved import merged_cores
 from holdfast.methods.merging.evidence import usual_point
@@ -32,14 +32,8 @@ def apply(loaded: LoadedModel, plan: MergePlan) -> Adapter:
         ConfigError: the plan looked at another model or chat template.
         AdapterError: it does not fit the model.
     """
-    for what, planned, here in (
-        ("model", plan.origin.model, loaded.fingerprint),
-        ("chat template", plan.origin.template, loaded.chat.fingerprint),
-    ):
-        if planned and planned != here:
-            raise ConfigError(
-                f"The plan is of another {what}: got {here[:12]}, expected {planned[:12]}. Do: plan on this model."
-            )
+    if plan.origin.model:  # one that no model was needed for fits every base
+        check_origin(plan.origin, loaded)
     return merge(plan).adapter
 
 

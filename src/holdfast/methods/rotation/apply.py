@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from holdfast.core.errors import LayerError
 from holdfast.layers.address import Layer, LayerMap
 from holdfast.layers.quantised import is_quantised
+from holdfast.methods.base import check_origin
 from holdfast.methods.rotation.maths import free_of_directions, free_of_elements, onto_directions
-from holdfast.methods.rotation.plan import RotationPlan, check_origin
+from holdfast.methods.rotation.plan import RotationPlan
 from holdfast.models.load import LoadedModel
 from holdfast.training.constraint import Hold
 

@@ -17,6 +17,7 @@ from holdfast.curvature.spectra import eigenbasis, rank, rank_note
 from holdfast.data.batches import Encoded
 from holdfast.data.examples import Example
 from holdfast.layers.address import Layer, LayerMap
+from holdfast.methods.base import check_origin
 from holdfast.methods.rotation import maths
 from holdfast.methods.rotation.config import (
     BasisConfig,
@@ -371,22 +372,6 @@ def _chosen(config: MaskConfig, frozen: Mapping[str, Tensor]) -> dict[str, Tenso
     generator = torch.Generator().manual_seed(config.seed)
     drawn = {name: torch.rand(mask.shape, generator=generator).reshape(-1) for name, mask in frozen.items()}
     return {name: maths.highest(drawn[name], int(mask.sum())).reshape(mask.shape) for name, mask in frozen.items()}
-
-
-def check_origin(origin: Origin, loaded: LoadedModel) -> None:
-    """Refuse a plan of another model or chat template.
-
-    Raises:
-        ConfigError: naming which of the two differs.
-    """
-    for what, planned, here in (
-        ("model", origin.model, loaded.fingerprint),
-        ("chat template", origin.template, loaded.chat.fingerprint),
-    ):
-        if planned != here:
-            raise ConfigError(
-                f"The plan is of another {what}: got {here[:12]}, expected {planned[:12]}. Do: plan on this model."
-            )
 
 
 def _encoded(config: BasisConfig, loaded: LoadedModel, safety: Sequence[Example]) -> list[Encoded]:

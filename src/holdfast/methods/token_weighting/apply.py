@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from holdfast.core.errors import ConfigError
+from holdfast.methods.base import check_origin
 from holdfast.methods.token_weighting.objective import WeightedObjective
 from holdfast.methods.token_weighting.plan import TokenWeightingPlan
 from holdfast.methods.token_weighting.reference import vocabulary
@@ -23,15 +23,7 @@ def apply(
         ConfigError: the plan is of another model, chat template or tokenizer.
         LayerError: no heads of this kind can be built on the model.
     """
-    for what, planned, here in (
-        ("model", plan.origin.model, loaded.fingerprint),
-        ("chat template", plan.origin.template, loaded.chat.fingerprint),
-        ("tokenizer", plan.origin.tokenizer, vocabulary(loaded.tokenizer)),
-    ):
-        if planned != here:
-            raise ConfigError(
-                f"The plan is of another {what}: got {here[:12]}, expected {planned[:12]}. Do: plan on this model."
-            )
+    check_origin(plan.origin, loaded, ("tokenizer", plan.origin.tokenizer, vocabulary(loaded.tokenizer)))
     keys = plan.config
     heads = Heads(loaded.model, keys.heads, keys.horizon, seed=keys.seed) if keys.n_heads else None
     return WeightedObjective(plan, heads, over)
