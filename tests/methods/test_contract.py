@@ -1,5 +1,6 @@
 """The same claims about every entry of METHODS. A later method adds a record to `cases.py`; nothing here changes."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from tests.curvature.oracles import assert_same_state, state_of
 from tests.methods.cases import CASES, Case
 from tests.zoo import FAMILIES, tiny
 
-from holdfast.core.errors import LayerError
+from holdfast.core.errors import DataError, LayerError
 from holdfast.layers.address import LayerMap
 from holdfast.methods import METHODS
+from holdfast.methods.stored import HEADER
 
 LAYERS = ("q_proj", "layers.1.down_proj")
 KINDS = [(name, variant) for name in METHODS for variant in CASES[name].variants]
@@ -64,6 +66,43 @@ def test_a_plan_survives_disk(name: str, variant: str, tmp_path: Path) -> None:
     case.save(plan, tmp_path / "plan")
     assert_same_content(case, case.load(tmp_path / "plan"), plan)
     assert case.load(tmp_path / "plan").notes() == plan.notes() != ()
+
+
+def spoilt(plan: Path) -> list[tuple[Path, bytes]]:
+    """Files of a plan as they should not be: the JSON without each key, or with a number there, and cut-off files."""
+    header = json.loads((plan / HEADER).read_text())
+    others: list[Any] = [{key: value for key, value in header.items() if key != absent} for absent in header]
+    others += [header | {key: 3} for key in header]
+    tensors = sorted(plan.rglob("*.safetensors"))[0]
+    said = [(plan / HEADER, json.dumps(other).encode()) for other in [*others, []]]
+    return [*said, (plan / HEADER, b""), (tensors, tensors.read_bytes()[:-8]), (tensors, b"")]
+
+
+def refusal(case: Case, plan: Path) -> str:
+    """What is said of a damaged plan; nothing where what is damaged is not read."""
+    try:
+        case.load(plan)
+    except DataError as problem:
+        return str(problem)
+    return ""
+
+
+@each_method
+def test_a_damaged_plan_is_refused_in_a_sentence_whatever_is_wrong_with_it(name: str, tmp_path: Path) -> None:
+    case, plan = CASES[name], tmp_path / "plan"
+    case.save(made(name), plan)
+    keys = list(json.loads((plan / HEADER).read_text()))
+    told = []
+    for path, content in spoilt(plan):
+        before = path.read_bytes()
+        path.write_bytes(content)
+        told.append(refusal(case, plan))
+        path.write_bytes(before)
+    assert all(said.startswith("Cannot read a ") and said.endswith(" again.") for said in told if said)
+    unread = [key for key, said in zip(keys, told, strict=False) if not said]
+    assert unread == (["layers"] if name == "rotation" else [])  # a table for people, made anew from the rest
+    assert all(told[2 * len(keys) :])
+    assert_same_content(case, case.load(plan), made(name))
 
 
 @each_kind

@@ -17,6 +17,7 @@ from holdfast.data.examples import Example, Message
 from holdfast.layers.adapters import Adapter, LowRank, added
 from holdfast.layers.address import LayerMap
 from holdfast.layers.core_space import CoreSpace
+from holdfast.methods import METHODS
 from holdfast.methods.merging.config import MergingConfig
 from holdfast.methods.merging.plan import Expert, plan
 
@@ -127,6 +128,7 @@ def test_rules_that_read_adapters_alone_need_neither_model_nor_rows() -> None:
     made = plan(MergingConfig(rule="ties", layers=FEW), None, given)
     assert made.evidence == {}
     assert (made.origin.model, made.origin.rows, made.origin.n_rows) == ("", (), ())
+    assert METHODS["merging"].apply(tiny("llama", seed=1), made).deltas.keys() == made.deltas.keys()
     assert made.origin.names == ("expert-0", "expert-1")
     assert list(made.deltas) == ["layers.0.q_proj", "layers.1.q_proj", "layers.1.down_proj"]
 

@@ -14,7 +14,8 @@ from holdfast.core.errors import AdapterError, DataError
 from holdfast.methods.merging.apply import merge
 from holdfast.methods.merging.config import READS, WITH_ROWS, MergingConfig
 from holdfast.methods.merging.plan import Expert, plan
-from holdfast.methods.merging.store import HEADER, LAYERS, load_plan, save_plan
+from holdfast.methods.merging.store import LAYERS, load_plan, save_plan
+from holdfast.methods.stored import HEADER
 
 
 @pytest.mark.parametrize("rule", READS)
@@ -88,7 +89,7 @@ def test_a_failed_write_leaves_the_plan_that_was_there(tmp_path: Path, monkeypat
     def full(*_: Any, **__: Any) -> None:
         raise AdapterError("no room")
 
-    monkeypatch.setattr("holdfast.methods.merging.store.save_file", full)
+    monkeypatch.setattr("holdfast.methods.merging.store.write_tensors", full)
     with pytest.raises(AdapterError, match="no room"):
         save_plan(planned(tiny("llama"), weights=(1.0, 2.0)), tmp_path / "plan")
     assert {path: path.read_bytes() for path in (tmp_path / "plan").rglob("*") if path.is_file()} == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain
@@ -10,20 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from holdfast.core.config import problems_of
-from holdfast.core.errors import DataError
 from holdfast.core.files import folder_atomically
 from holdfast.data.batches import Encoded, Rows
 from holdfast.methods.causal.cases import Cases
 from holdfast.methods.causal.config import CausalConfig
 from holdfast.methods.causal.plan import CausalPlan, Null, Origin
+from holdfast.methods.stored import read_header, reading, write_header, write_tensors
 
-HEADER, TENSORS = "plan.json", "plan.safetensors"
+TENSORS = "plan.safetensors"
 _OF_NULL = ("scale_d", "draws_n")
 
 
@@ -45,8 +41,8 @@ def save_plan(made: CausalPlan, folder: Path) -> None:
         },
     }
     with folder_atomically(folder) as fresh:
-        save_file({name: tensor.contiguous().clone() for name, tensor in _tensors(made).items()}, fresh / TENSORS)
-        (fresh / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+        write_tensors(fresh / TENSORS, _tensors(made))
+        write_header(fresh, header)
 
 
 def _tensors(made: CausalPlan) -> dict[str, Tensor]:
@@ -65,14 +61,8 @@ def load_plan(folder: Path) -> CausalPlan:
     Raises:
         DataError: the folder holds no plan, or a damaged one.
     """
-    try:
-        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        found = load_file(folder / TENSORS)
-        return _plan(header, found)
-    except ValidationError as problem:
-        raise _unreadable(folder, "; ".join(problems_of(problem, CausalConfig))) from problem
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
-        raise _unreadable(folder, problem) from problem
+    with reading(folder, "a causal plan", CausalConfig):
+        return _plan(read_header(folder), load_file(folder / TENSORS))
 
 
 def _plan(header: Mapping[str, Any], found: Mapping[str, Tensor]) -> CausalPlan:
@@ -102,7 +92,3 @@ def _rows(ids: list[str], found: Mapping[str, Tensor], view: str) -> Rows:
         Encoded(name, tuple(each.tolist()), tuple(marks.tolist()))
         for name, each, marks in zip(ids, tokens, learnt, strict=True)
     )
-
-
-def _unreadable(folder: Path, problem: object) -> DataError:
-    return DataError(f"Cannot read a causal plan in {folder}: {problem}. Do: plan again.")

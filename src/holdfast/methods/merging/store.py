@@ -6,26 +6,22 @@ disk and come into memory when they are looked at.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from holdfast.core.config import problems_of
-from holdfast.core.errors import DataError
 from holdfast.core.files import folder_atomically
 from holdfast.layers.adapters import LowRank
 from holdfast.methods.merging.config import MergingConfig
 from holdfast.methods.merging.evidence import Evidence
 from holdfast.methods.merging.plan import MergePlan, Origin
+from holdfast.methods.stored import read_header, reading, write_header, write_tensors
 
-HEADER, LAYERS = "plan.json", "layers"
+LAYERS = "layers"
 KINDS = tuple(field.name for field in fields(Evidence))
 """What evidence is made of."""
 
@@ -40,10 +36,8 @@ def save_plan(made: MergePlan, folder: Path) -> None:
     with folder_atomically(folder) as fresh:
         (fresh / LAYERS).mkdir()
         for name in made.deltas:
-            # two adapters may be one and the same, and safetensors wants a storage of each tensor's own
-            tensors = {key: t.detach().cpu().contiguous().clone() for key, t in _tensors(made, name).items()}
-            save_file(tensors, _of_layer(fresh, name))
-        (fresh / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+            write_tensors(_of_layer(fresh, name), _tensors(made, name))
+        write_header(fresh, header)
 
 
 def _tensors(made: MergePlan, name: str) -> dict[str, Tensor]:
@@ -60,27 +54,19 @@ def load_plan(folder: Path) -> MergePlan:
     Raises:
         DataError: the folder holds no plan, or a damaged one.
     """
-    try:
-        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        paths, config = header["paths"], MergingConfig(**header["config"])
-        origin = Origin(**{key: _frozen(value) for key, value in header["origin"].items()})
-        layers = {name: load_file(_of_layer(folder, name)) for name in paths}
-        count = range(len(origin.names))
-        deltas = {
-            name: tuple(LowRank(found[f"{t}/A"], found[f"{t}/B"]) for t in count) for name, found in layers.items()
-        }
-    except ValidationError as problem:
-        raise _unreadable(folder, "; ".join(problems_of(problem, MergingConfig))) from problem
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
-        raise _unreadable(folder, problem) from problem
+    with reading(folder, "a merge plan", MergingConfig):
+        header = read_header(folder)
+        return _plan(header, {name: load_file(_of_layer(folder, name)) for name in header["paths"]})
+
+
+def _plan(header: Mapping[str, Any], layers: Mapping[str, Mapping[str, Tensor]]) -> MergePlan:
+    origin = Origin(**{key: _frozen(value) for key, value in header["origin"].items()})
+    count = range(len(origin.names))
+    deltas = {name: tuple(LowRank(found[f"{t}/A"], found[f"{t}/B"]) for t in count) for name, found in layers.items()}
     evidence = (
         {name: tuple(_evidence(found, t) for t in count) for name, found in layers.items()} if origin.rows else {}
     )
-    return MergePlan(deltas, evidence, paths, config, origin)
-
-
-def _unreadable(folder: Path, problem: object) -> DataError:
-    return DataError(f"Cannot read a merge plan in {folder}: {problem}. Do: plan again.")
+    return MergePlan(deltas, evidence, header["paths"], MergingConfig(**header["config"]), origin)
 
 
 def _evidence(found: Mapping[str, Tensor], t: int) -> Evidence:

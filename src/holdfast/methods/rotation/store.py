@@ -6,28 +6,27 @@ folder stands alone: its basis is the files of phase 1 again, as hard links wher
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from holdfast.core.errors import DataError
 from holdfast.core.files import folder_atomically
 from holdfast.data.examples import Example
 from holdfast.methods.rotation import plan
-from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig
+from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, RotationConfig
 from holdfast.methods.rotation.plan import Basis, Found, Importance, Origin, RotationPlan
+from holdfast.methods.stored import HEADER, read_header, reading, write_header, write_tensors
 from holdfast.models.load import LoadedModel
 
-BASIS_FOLDER, IMPORTANCE_FILE, MASK_FILE, HEADER = "basis", "importance.safetensors", "mask.safetensors", "plan.json"
+BASIS_FOLDER, IMPORTANCE_FILE, MASK_FILE = "basis", "importance.safetensors", "mask.safetensors"
 KINDS = ("vectors", "energies", "moments")
 
 
@@ -40,7 +39,7 @@ def find_basis(config: BasisConfig, loaded: LoadedModel, safety: Sequence[Exampl
     with folder_atomically(folder) as fresh:
         (fresh / BASIS_FOLDER).mkdir()
         found = plan.basis(config, loaded, safety, seed, keep=partial(_on_disk, fresh / BASIS_FOLDER))
-        _write_header(fresh, _basis_header(found))
+        write_header(fresh, _basis_header(found))
     return found
 
 
@@ -48,7 +47,7 @@ def save_basis(found: Basis, folder: Path) -> None:
     """Write phase 1."""
     with folder_atomically(folder) as fresh:
         _write_basis(found, fresh)
-        _write_header(fresh, _basis_header(found))
+        write_header(fresh, _basis_header(found))
 
 
 def load_basis(folder: Path) -> Basis:
@@ -57,12 +56,14 @@ def load_basis(folder: Path) -> Basis:
     Raises:
         DataError: the folder holds no plan, or a damaged one.
     """
-    header = _read_header(folder, "groups")
-    groups = {
-        group: _read(_of_group(folder / BASIS_FOLDER, group)) for group in dict.fromkeys(header["groups"].values())
-    }
-    kinds = {kind: {group: found[kind] for group, found in groups.items() if kind in found} for kind in KINDS}
-    return Basis(**kinds, groups=header["groups"], origin=Origin(**header["origin"]), tokens=header["tokens"])
+    with _reading(folder):
+        header = _of_phase(folder, "groups")
+        groups = {
+            group: load_file(_of_group(folder / BASIS_FOLDER, group))
+            for group in dict.fromkeys(header["groups"].values())
+        }
+        kinds = {kind: {group: found[kind] for group, found in groups.items() if kind in found} for kind in KINDS}
+        return Basis(**kinds, groups=header["groups"], origin=Origin(**header["origin"]), tokens=header["tokens"])
 
 
 def _basis_header(found: Basis) -> dict[str, Any]:
@@ -91,19 +92,24 @@ def save_importance(scored: Importance, folder: Path) -> None:
     """Write phase 2; the basis stays where phase 1 left it."""
     kinds = {"even": scored.halves[0], "odd": scored.halves[1], "task": scored.task or {}}
     with folder_atomically(folder) as fresh:
-        _write(
+        write_tensors(
             fresh / IMPORTANCE_FILE, {f"{kind}/{name}": t for kind, each in kinds.items() for name, t in each.items()}
         )
         rows = {"rows": scored.rows, "task_rows": scored.task_rows}
-        _write_header(fresh, {"importance": scored.config.model_dump(mode="json")} | rows)
+        write_header(fresh, {"importance": scored.config.model_dump(mode="json")} | rows)
 
 
 def load_importance(folder: Path, found: Basis) -> Importance:
-    """Read phase 2."""
-    header, tensors = _read_header(folder, "importance"), _read(folder / IMPORTANCE_FILE)
-    even, odd, task = (_under(tensors, kind) for kind in ("even", "odd", "task"))
-    rows = {"rows": header["rows"], "task_rows": header["task_rows"]}
-    return Importance((even, odd), ImportanceConfig(**header["importance"]), found, task or None, **rows)
+    """Read phase 2.
+
+    Raises:
+        DataError: the folder holds no plan, or a damaged one.
+    """
+    with _reading(folder):
+        header, tensors = _of_phase(folder, "importance"), load_file(folder / IMPORTANCE_FILE)
+        even, odd, task = (_under(tensors, kind) for kind in ("even", "odd", "task"))
+        rows = {"rows": header["rows"], "task_rows": header["task_rows"]}
+        return Importance((even, odd), ImportanceConfig(**header["importance"]), found, task or None, **rows)
 
 
 def save_plan(made: RotationPlan, folder: Path, basis_in: Path | None = None) -> None:
@@ -123,8 +129,8 @@ def save_plan(made: RotationPlan, folder: Path, basis_in: Path | None = None) ->
             _write_basis(made.basis, fresh)
         else:
             shutil.copytree(basis_in / BASIS_FOLDER, fresh / BASIS_FOLDER, copy_function=_link)
-        _write(fresh / MASK_FILE, made.frozen)
-        _write_header(fresh, header)
+        write_tensors(fresh / MASK_FILE, made.frozen)
+        write_header(fresh, header)
 
 
 def _link(source: str, target: str) -> str:
@@ -142,41 +148,23 @@ def load_plan(folder: Path) -> RotationPlan:
     Raises:
         DataError: the folder holds no plan, or a damaged one.
     """
-    header, frozen = _read_header(folder, "stability"), _read(folder / MASK_FILE)
-    found = load_basis(folder)
-    return RotationPlan(frozen, header["stability"], header["stability_by_chance"], header["config"], found)
+    with _reading(folder):
+        header, frozen = _of_phase(folder, "stability"), load_file(folder / MASK_FILE)
+        found = load_basis(folder)
+        return RotationPlan(frozen, header["stability"], header["stability_by_chance"], header["config"], found)
 
 
 def _under(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     return {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{kind}/")}
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    # layers of one group may share a score, and safetensors wants a storage of each tensor's own
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+def _reading(folder: Path) -> AbstractContextManager[None]:
+    return reading(folder, "a rotation plan", RotationConfig, "run its step again")
 
 
-def _write_header(folder: Path, header: Mapping[str, Any]) -> None:
-    (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as problem:
-        raise _unreadable(path.parent, problem) from problem
-
-
-def _read_header(folder: Path, wanted: str) -> dict[str, Any]:
+def _of_phase(folder: Path, wanted: str) -> dict[str, Any]:
     """The JSON of a phase, which has the key ``wanted``."""
-    try:
-        header: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise _unreadable(folder, problem) from problem
+    header = read_header(folder)
     if wanted not in header:
-        raise _unreadable(folder, DataError(f"{HEADER} has no {wanted!r}: it is another phase's folder"))
+        raise ValueError(f"{HEADER} has no {wanted!r}: it is another phase's folder")
     return header
-
-
-def _unreadable(folder: Path, problem: Exception) -> DataError:
-    return DataError(f"Cannot read a rotation plan in {folder}: {problem}. Do: run its step again.")

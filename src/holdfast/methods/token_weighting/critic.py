@@ -7,7 +7,6 @@ tokens), ``d`` dimensions of a state, ``t`` tokens of a row, ``n`` learnt tokens
 from __future__ import annotations
 
 import copy
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,18 +14,16 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 
-from holdfast.core.config import problems_of
-from holdfast.core.errors import ConfigError, DataError, NumericsError
+from holdfast.core.errors import ConfigError, NumericsError
 from holdfast.core.files import folder_atomically
 from holdfast.curvature.passes import full_precision, longest_first, untouched
 from holdfast.data.batches import IGNORE, Encoded, collate
+from holdfast.methods.stored import read_header, reading, write_header, write_tensors
 from holdfast.methods.token_weighting.advantages import (
     advantage_weights,
     gae,
@@ -197,8 +194,8 @@ def save_critic(critic: Critic, folder: Path) -> None:
         "model": critic.model,
     }
     with folder_atomically(folder) as fresh, quiet():
-        save_file({name: tensor.contiguous() for name, tensor in critic.head.state_dict().items()}, fresh / HEAD)
-        (fresh / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+        write_tensors(fresh / HEAD, critic.head.state_dict())
+        write_header(fresh, header, HEADER)
         if critic.backbone is not None:
             critic.backbone.model.save_pretrained(fresh / BACKBONE)
             critic.backbone.save_tokenizer(fresh / BACKBONE)
@@ -210,25 +207,17 @@ def load_critic(folder: Path) -> Critic:
     Raises:
         DataError: the folder holds none, or a damaged one.
     """
-    try:
-        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    with reading(folder, "a critic", CriticConfig, "make it again"):
+        header = read_header(folder, HEADER)
         config, figures = CriticConfig(**header["config"]), Figures(**header["figures"])
         stored = load_file(folder / HEAD)
         head = ValueHead(stored["linear.weight"].shape[1])
         head.load_state_dict(stored)
         model = str(header["model"])
-    except ValidationError as problem:
-        raise _unreadable(folder, "; ".join(problems_of(problem, CriticConfig))) from problem
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as problem:
-        raise _unreadable(folder, problem) from problem
     own = None
     if config.backbone == "own":
         own = load_model(ModelConfig(source=str(folder / BACKBONE), device="cpu"))
     return Critic(head, config, figures, model, own)
-
-
-def _unreadable(folder: Path, problem: object) -> DataError:
-    return DataError(f"Cannot read a critic in {folder}: {problem}. Do: make it again.")
 
 
 class _Study:
