@@ -30,6 +30,11 @@ class Doc(Config):
     hold: Annotated[Annotated[str, Tag("name")] | Annotated[Hold, Tag("settings")], Discriminator(_word)] = "none"
 
 
+class Settings(Config):
+    learning_rate: float = Field(1e-4, gt=0)
+    rows: tuple[int, ...] = ()
+
+
 def problems(document: object) -> str:
     with pytest.raises(ValidationError) as caught:
         Doc.model_validate(document)
@@ -180,3 +185,12 @@ def test_an_override_of_one_alias_leaves_the_others_alone():
 def test_an_alias_inside_of_what_it_stands_for_is_refused():
     with pytest.raises(ConfigError, match="x: a value holds an alias of itself"):
         parse_yaml("a: &x {b: *x}", "x")
+
+
+def test_the_keys_of_one_kind_are_those_that_were_given_and_checked_anew():
+    step = Train(do="train", rows=(3,))
+    assert step.only(Settings).model_fields_set == {"rows"}
+    assert step.only(Settings, learning_rate=0.5).model_dump() == {"learning_rate": 0.5, "rows": (3,)}
+    assert step.only(Settings, {"rows"}) == Settings()
+    with pytest.raises(ValidationError, match="greater than 0"):
+        Train(do="train", learning_rate=-1).only(Settings)

@@ -7,16 +7,17 @@ import copy
 import math
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Tag, ValidationError, model_validator
 
 from holdfast.core.errors import ConfigError, did_you_mean
 
+Kind = TypeVar("Kind", bound="Config")
 LARGEST = 2**32 - 1
 """No number of a configuration may be larger: it is the largest seed that NumPy takes, and no count comes near it."""
 
@@ -36,6 +37,18 @@ class Config(BaseModel):
             return given
         fields = cls.model_fields
         return {key: _number(fields[key].annotation, value) if key in fields else value for key, value in given.items()}
+
+    def only(self, kind: type[Kind], without: Container[str] = (), /, **changed: Any) -> Kind:
+        """The keys of ``kind`` that were given here, checked anew; what was left out stays left out.
+
+        Args:
+            without: Keys to leave out.
+            changed: Keys with other values.
+        Raises:
+            ValidationError: ``kind`` refuses one.
+        """
+        given = {key: getattr(self, key) for key in kind.model_fields if key in self.model_fields_set}
+        return kind(**{key: value for key, value in given.items() if key not in without} | changed)
 
 
 class _Refused:

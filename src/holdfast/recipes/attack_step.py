@@ -27,5 +27,4 @@ class AttackStep(AttackConfig):
 
     def settings(self) -> AttackConfig:
         """The attack's settings alone, as the evaluation wants them."""
-        given = self.model_fields_set & set(AttackConfig.model_fields)
-        return AttackConfig(**{name: getattr(self, name) for name in given})
+        return self.only(AttackConfig)

@@ -32,5 +32,4 @@ class CausalStep(CausalConfig):
 
     def planning(self) -> CausalConfig:
         """The method's own keys alone."""
-        given = self.model_fields_set & set(CausalConfig.model_fields)
-        return CausalConfig(**{name: getattr(self, name) for name in given})
+        return self.only(CausalConfig)

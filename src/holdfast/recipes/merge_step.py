@@ -110,8 +110,7 @@ class MergeStep(MergingConfig):
 
     def merging(self) -> MergingConfig:
         """The rule and its settings alone, as the method wants them."""
-        given = self.model_fields_set & set(MergingConfig.model_fields)
-        return MergingConfig(**{name: getattr(self, name) for name in given})
+        return self.only(MergingConfig)
 
     @model_serializer(mode="wrap")
     def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -96,8 +96,7 @@ class RepairStep(RepairConfig):
 
     def repairing(self) -> RepairConfig:
         """The method and its settings alone."""
-        given = self.model_fields_set & set(RepairConfig.model_fields)
-        return RepairConfig(**{name: getattr(self, name) for name in given})
+        return self.only(RepairConfig)
 
     @model_serializer(mode="wrap")
     def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from holdfast.core.config import Config
 from holdfast.core.errors import NumericsError
 from holdfast.core.results import Metric, Verdict
 from holdfast.methods.rotation.baselines.config import Control
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from holdfast.models.load import LoadedModel
     from holdfast.training.loop import TrainResult
 
-Settings = TypeVar("Settings", bound=Config)
 PLAN_FOLDER = "plan"
 """Where each phase leaves its part, under the step's folder."""
 SPECTRUM_POINTS = 30
@@ -41,7 +39,7 @@ def find_basis(context: Context) -> Outcome:
     step = context.recipe.steps[context.step_id]
     assert isinstance(step, BasisStep)
     loaded, rows = _safety(context, context.step_id)
-    found = store.find_basis(_settings(step, BasisConfig), loaded, rows, step.seed, context.folder / PLAN_FOLDER)
+    found = store.find_basis(step.only(BasisConfig), loaded, rows, step.seed, context.folder / PLAN_FOLDER)
     return Outcome(
         artifacts=(artifact(context, context.folder / PLAN_FOLDER),),
         curves=_spectra(found),
@@ -72,7 +70,7 @@ def score(context: Context) -> Outcome:
     found = store.load_basis(context.out / step.of / PLAN_FOLDER)
     loaded, rows = _safety(context, step.of)
     task = [row for source in step.task for row in load_examples(source)]
-    config = _settings(step, ImportanceConfig)
+    config = step.only(ImportanceConfig)
     scored = plan.importance(config, loaded, rows[: found.origin.n_rows], found, task)
     store.save_importance(scored, context.folder / PLAN_FOLDER)
     return Outcome(artifacts=(artifact(context, context.folder / PLAN_FOLDER),))
@@ -88,7 +86,7 @@ def choose(context: Context) -> Outcome:
     assert isinstance(scored_by, ImportanceStep)
     basis_in = context.out / scored_by.of / PLAN_FOLDER
     scored = store.load_importance(context.out / step.of / PLAN_FOLDER, store.load_basis(basis_in))
-    made = plan.mask(_settings(step, MaskConfig), scored)
+    made = plan.mask(step.only(MaskConfig), scored)
     store.save_plan(made, context.folder / PLAN_FOLDER, basis_in)
     kept = artifact(context, context.folder / PLAN_FOLDER)
     return Outcome(metrics=_figures(made), artifacts=(kept,), notes=_outdated(context))
@@ -107,11 +105,6 @@ def _outdated(context: Context) -> tuple[str, ...]:
         f"This plan is not the one that {', '.join(told)} trained under: what certifies them no longer verifies. "
         "Do: run with --resume, which trains them anew, or choose in another output folder.",
     )
-
-
-def _settings(step: Config, kind: type[Settings]) -> Settings:
-    """The method's own keys of a step."""
-    return kind(**{name: getattr(step, name) for name in kind.model_fields})
 
 
 def _safety(context: Context, basis_id: str) -> tuple[LoadedModel, list[Example]]:

@@ -67,9 +67,8 @@ class TokenWeightingStep(TokenWeightingConfig):
 
     def planning(self) -> TokenWeightingConfig:
         """The method's own keys alone."""
-        given = self.model_fields_set & set(TokenWeightingConfig.model_fields) - {"reference"}
-        unread = super()._unread()
-        return TokenWeightingConfig(**{name: getattr(self, name) for name in given if not unread.get(name)})
+        unread = [key for key, why in super()._unread().items() if why]
+        return self.only(TokenWeightingConfig, {"reference", *unread})
 
     def teaching(self) -> CriticConfig:
         """The critic's keys; its seed is the step's unless it sets one."""

@@ -127,5 +127,4 @@ class TrainStep(TrainConfig):
 
     def training(self) -> TrainConfig:
         """The training settings alone, as the loop wants them."""
-        given = self.model_fields_set & set(TrainConfig.model_fields)
-        return TrainConfig(**{name: getattr(self, name) for name in given})
+        return self.only(TrainConfig)

@@ -28,5 +28,4 @@ class VerifyStep(VerifyConfig):
 
     def settings(self) -> VerifyConfig:
         """The settings of the verification alone."""
-        given = self.model_fields_set & set(VerifyConfig.model_fields)
-        return VerifyConfig(**{name: getattr(self, name) for name in given})
+        return self.only(VerifyConfig)

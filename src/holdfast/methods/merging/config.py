@@ -163,10 +163,9 @@ class MergingConfig(Config):
         Raises:
             ConfigError: the rule cannot work with that weight.
         """
-        given = {key: getattr(self, key) for key in self.model_fields_set & set(MergingConfig.model_fields)}
         weights = (*self.weights_of(adapters)[:-1], weight)
         try:
-            return MergingConfig(**(given | {"weights": weights}))
+            return self.only(MergingConfig, weights=weights)
         except ValidationError as problem:
             told = ", ".join(f"{each:g}" for each in weights)
             raise explain(problem, f"merge with weights {told}", MergingConfig) from problem

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -113,5 +113,4 @@ class RepairConfig(Config):
         Raises:
             ValueError: the method has no such value.
         """
-        given: dict[str, Any] = {key: getattr(self, key) for key in self.model_fields_set}
-        return type(self)(**given | {self.dial.key: value})
+        return self.only(type(self), **{self.dial.key: value})
