@@ -23,10 +23,11 @@ def test_parameters_and_bytes_are_those_of_the_loaded_model(tmp_path: Path, fami
 
 def test_a_lora_has_as_many_parameters_as_peft_makes(tmp_path: Path) -> None:
     found = describe(ModelConfig(source=str(tiny_folder(tmp_path, "llama"))))
-    tuned = peft.get_peft_model(tiny("llama").model, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
-    made = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-    assert found.lora_parameters(4, ("q_proj", "down_proj")) == made
-    assert found.lora_parameters(4) > made
+    for targets in (("q_proj", "down_proj"), ("self_attn.q_proj",), ("model.layers.1.mlp.up_proj",)):
+        tuned = peft.get_peft_model(tiny("llama").model, peft.LoraConfig(r=4, target_modules=[*targets]))
+        made = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+        assert found.lora_parameters(4, targets) == made > 0
+        assert found.lora_parameters(4) > made
 
 
 def test_a_new_model_is_described_from_its_config(tmp_path: Path) -> None:

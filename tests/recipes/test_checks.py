@@ -71,6 +71,14 @@ def test_what_would_stop_no_training_is_let_through(checked):
     assert checked(tuned=dropped, after={**EVALUATE, "model": "tuned"}) == []
 
 
+def test_a_repair_finds_the_layers_of_a_training_whose_targets_are_the_ends_of_paths(checked):
+    tuned = {**TRAIN, "params": "lora", "lora": {"targets": ["self_attn.q_proj"]}}
+    mended = {"do": "repair", "method": "scale", "adapter": "tuned", "layers": ["q_proj"]}
+    assert checked(tuned=tuned, mended=mended) == []
+    (found,) = checked(tuned=tuned, mended={**mended, "layers": ["k_proj"]})
+    assert found.startswith("steps.mended: no layer matches 'k_proj'")
+
+
 def test_all_problems_of_all_steps_come_at_once(checked):
     tuned = {**TRAIN, "model": {"device": "cuda"}, "params": "lora", "lora": {"targets": ["qproj", "kproj"]}}
     tuned |= {"trackers": ["wandb", "mlflow"], "max_length": 999, "data": ["lab/textps", "/none.jsonl"]}

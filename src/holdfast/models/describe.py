@@ -14,6 +14,7 @@ from holdfast.models.build import model_config
 from holdfast.models.config import ModelConfig
 from holdfast.models.load import load_tokenizer
 from holdfast.models.sources import first_line, local_folder, quiet
+from holdfast.models.targets import is_target
 
 _QUANTIZED_BYTES = {"4bit": 0.5 + 0.127 / 8, "8bit": 1.0}
 """Bytes per weight of a quantized matrix: NF4, doubly quantized, adds .127 bits (Dettmers et al., 2023, sec. 3)."""
@@ -46,12 +47,12 @@ class Description:
     skeleton: Any = field(repr=False, compare=False)
     """The model itself without its numbers, on torch's ``meta`` device."""
 
-    def lora_parameters(self, rank: int, names: tuple[str, ...] = ()) -> int:
-        """Trainable parameters of a LoRA of this rank on the matrices whose last name is in ``names`` (empty: all)."""
+    def lora_parameters(self, rank: int, targets: tuple[str, ...] = ()) -> int:
+        """Trainable parameters of a LoRA of this rank on the matrices that ``targets`` name (empty: all)."""
         return sum(
             rank * (inputs + outputs)
             for path, inputs, outputs in self.matrices
-            if not names or path.rsplit(".", 1)[-1] in names
+            if not targets or is_target(path, targets)
         )
 
     def training_bytes(

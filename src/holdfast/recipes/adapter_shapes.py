@@ -101,13 +101,14 @@ def _told(adapter: str, model: Description) -> Shapes:
 
 
 def target_shapes(model: Description, rank: int, targets: Sequence[str]) -> Shapes:
-    """Of a rank on the linear maps whose last name is in ``targets``; empty means all."""
+    """Of a rank on the linear maps that ``targets`` name; empty means all."""
     from holdfast.layers.address import layer_name
+    from holdfast.models.targets import is_target
 
     return {
         layer_name(path) or path: (outputs, inputs, min(rank, outputs, inputs))
         for path, inputs, outputs in model.matrices
-        if not targets or path.rsplit(".", 1)[-1] in targets
+        if not targets or is_target(path, targets)
     }
 
 

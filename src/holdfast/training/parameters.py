@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from holdfast.core.errors import ConfigError, LayerError, MissingExtra, did_you_mean
+from holdfast.models.targets import is_target
 from holdfast.training.muon import MuonAdamW
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
 
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
+        if not any(is_target(name, (target,)) for name in linear):
             kinds = {name.rsplit(".", 1)[-1] for name in linear}
             raise LayerError(f"no layer matches {target!r} in {type(model).__name__}. {did_you_mean(target, kinds)}")
 

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from holdfast.core.errors import LayerError, did_you_mean
 from holdfast.layers.address import LayerMap, layer_name, stored_transposed
+from holdfast.models.targets import is_target
 
 
 def module_names(layers: LayerMap, targets: Sequence[str] = ()) -> list[str]:
@@ -24,7 +25,7 @@ def module_names(layers: LayerMap, targets: Sequence[str] = ()) -> list[str]:
     if not targets:
         return [str(layer_name(path)) for path in dict.fromkeys(layer.path for layer in layers)]
     linear = [path for path, module in layers.base.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    found = [path for path in linear if any(path == t or path.endswith(f".{t}") for t in targets)]
+    found = [path for path in linear if is_target(path, targets)]
     for path in found:
         if layer_name(path) is None:
             raise LayerError(
