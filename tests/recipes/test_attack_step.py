@@ -75,11 +75,20 @@ def test_quick_attacks_few_cases_of_each_family() -> None:
     assert (step["limit"], step["probes"]) == (5, 50)
 
 
-def test_check_counts_what_is_asked_and_finds_a_file_that_is_not_there() -> None:
+def test_check_counts_what_is_asked() -> None:
     (needs,) = estimate(recipe(), "r.yaml").steps
     assert needs.rows["attacked"] == 20
-    with pytest.raises(ConfigError, match=r"Cannot find cases at 'no\.jsonl'|no\.jsonl"):
-        estimate(recipe(cases=["no.jsonl"]), "r.yaml")
+
+
+@pytest.mark.parametrize("source", ["no.jsonl", "my-casse", "data/my/casse"])
+def test_check_finds_that_cases_are_not_there(source: str) -> None:
+    with pytest.raises(ConfigError, match=source):
+        estimate(recipe(cases=[source]), "r.yaml")
+
+
+def test_check_leaves_cases_on_the_hub_uncounted() -> None:
+    (needs,) = estimate(recipe(cases=["lab/injection", "someone/injections"]), "r.yaml").steps
+    assert needs.rows == {"lab/injection": None, "someone/injections": None}
 
 
 def test_a_set_that_the_audit_refuses_is_attacked_with_a_note_and_a_sound_one_without(tmp_path: Path) -> None:
