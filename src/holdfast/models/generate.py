@@ -220,6 +220,14 @@ def context_length(model: Any) -> int | None:
     return int(length) if length else None
 
 
+def reading_limit(tokenizer: Any, model: Any) -> int | None:
+    """Tokens that a sequence classifier reads: the least that its tokenizer and its configuration say, if any does."""
+    from transformers.tokenization_utils_base import LARGE_INTEGER  # a tokenizer without a limit says more
+
+    said = (tokenizer.model_max_length, context_length(model))
+    return min((length for length in said if length is not None and 0 < length < LARGE_INTEGER), default=None)
+
+
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Dropout off inside; as it was afterwards."""

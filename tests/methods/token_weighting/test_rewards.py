@@ -7,7 +7,15 @@ import pytest
 import torch
 from tests.training.helpers import examples
 from tests.zoo import byte_tokenizer, tiny
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BloomConfig,
+    BloomForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+)
 
 from holdfast.core.errors import ConfigError, DataError, HoldfastError
 from holdfast.data.examples import Example, Message
@@ -23,14 +31,14 @@ from holdfast.methods.token_weighting.rewards import (
     judged,
     read_answers,
     sample_answers,
-    scored,
 )
 from holdfast.models.generate import generate
 
+FIRST = "What is 6 times 7?"
 WIDTHS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 
 
-def question(name: str, text: str = "What is 6 times 7?", **fields: str) -> Example:
+def question(name: str, text: str = FIRST, **fields: str) -> Example:
     return Example(name, (Message("user", text),), **fields)
 
 
@@ -70,10 +78,16 @@ def reward_model(folder: Path, outputs: int = 1) -> LlamaForSequenceClassificati
     return model
 
 
+def scored(folder: Path, *asked: tuple[str, str]) -> Answers:
+    """What the reward model in ``folder`` says of a file of prompts and answers."""
+    rows = [{"id": f"r{n}", "prompt": prompt, "answer": answer} for n, (prompt, answer) in enumerate(asked)]
+    path = written(folder / "asked.jsonl", *rows)
+    return answers_for(tiny("llama"), [], CriticConfig(reward="model", reward_model=str(folder), answers=str(path)))
+
+
 def test_a_reward_model_reads_the_conversation_in_its_own_template(tmp_path: Path) -> None:
     model = reward_model(tmp_path)
-    rows = [question("a"), question("b", "And 6 and 7?")]
-    found = scored([Sample(rows[0], "It is 42."), Sample(rows[0], ""), Sample(rows[1], "It is 13.")], str(tmp_path))
+    found = scored(tmp_path, (FIRST, "It is 42."), (FIRST, " "), ("And 6 and 7?", "It is 13."))
     tokenizer = byte_tokenizer()
     expected = []
     for answered in found.each:
@@ -86,23 +100,54 @@ def test_a_reward_model_reads_the_conversation_in_its_own_template(tmp_path: Pat
     assert expected[0] != expected[1]
 
 
+def pair_reader(folder: Path, model: PreTrainedModel, **keys: Any) -> PreTrainedModel:
+    """Saves the model with a tokenizer that has no chat template."""
+    model.save_pretrained(folder)
+    tokenizer = byte_tokenizer(chat_template=None)
+    tokenizer.model_max_length = keys.get("model_max_length", tokenizer.model_max_length)
+    tokenizer.save_pretrained(folder)
+    return model.eval()
+
+
 def test_a_reward_model_without_a_template_reads_prompt_and_answer_as_a_pair(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    tokenizer = byte_tokenizer(chat_template=None)
-    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **WIDTHS)).eval()
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    (answered,) = scored([Sample(question("a"), "42")], str(tmp_path)).each
-    encoded = tokenizer("What is 6 times 7?", "42", return_tensors="pt")
-    assert answered.reward == pytest.approx(float(model(**encoded).logits[0, 0].detach()), rel=1e-5)
+    model = pair_reader(tmp_path, BertForSequenceClassification(BertConfig(vocab_size=263, num_labels=1, **WIDTHS)))
+    answers = "42", "It is 13."
+    found = scored(tmp_path, *((FIRST, answer) for answer in answers))
+    for answered, answer in zip(found.each, answers, strict=True):
+        encoded = byte_tokenizer(chat_template=None)(FIRST, answer, return_tensors="pt")
+        assert answered.reward == pytest.approx(float(model(**encoded).logits[0, 0].detach()), rel=1e-5)
+
+
+def test_what_a_reward_model_does_not_read_whole_is_refused_with_the_least_of_its_limits(tmp_path: Path) -> None:
+    config = BertConfig(vocab_size=263, num_labels=1, max_position_embeddings=40, **WIDTHS)
+    pair_reader(tmp_path, BertForSequenceClassification(config))
+    answers = "It is 42, and not 43.", "It is 42, and not 43.."  # 18 bytes of the question, then 21 and 22
+    with pytest.raises(DataError, match="Row 'r1' does not fit the reward model: got 41 tokens, expected at most 40"):
+        scored(tmp_path, (FIRST, answers[0] + "."), (FIRST, answers[1] + "."))
+    pair_reader(tmp_path, BertForSequenceClassification(config), model_max_length=30)
+    with pytest.raises(DataError, match="Row 'r0' does not fit the reward model: got 39 tokens, expected at most 30"):
+        scored(tmp_path, *((FIRST, answer) for answer in answers))
+
+
+def test_a_reward_model_without_a_limit_reads_any_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    keys = {"n_layer": 1, "n_head": 4, "initializer_range": 0.3, "pad_token_id": 0}
+    config = BloomConfig(vocab_size=263, num_labels=1, hidden_size=32, **keys)
+    model = pair_reader(tmp_path, BloomForSequenceClassification(config))
+    asked = (FIRST, "42"), ("And 6 and 7? " * 50, "It is 13.")
+    for answered, pair in zip(scored(tmp_path, *asked).each, asked, strict=True):
+        encoded = byte_tokenizer(chat_template=None)(*pair, return_tensors="pt")
+        assert answered.reward == pytest.approx(float(model(**encoded).logits[0, 0].detach()), rel=1e-4)
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     reward_model(tmp_path / "two", outputs=2)
     with pytest.raises(ConfigError, match="is no reward model: got 2 outputs, expected 1"):
-        scored([], str(tmp_path / "two"))
+        scored(tmp_path / "two", (FIRST, "42"))
+    (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match="Cannot load the reward model"):
-        scored([], str(tmp_path / "none"))
+        scored(tmp_path / "none", (FIRST, "42"))
 
 
 @pytest.mark.parametrize(

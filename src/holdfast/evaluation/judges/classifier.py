@@ -104,13 +104,14 @@ def _probabilities(tokenizer: Any, model: Any, samples: Sequence[Sample], pairs:
     """Class probabilities, ``(len(samples), classes)``; long pairs lose the prompt's words before the answer's."""
     import torch
 
+    from holdfast.models.generate import reading_limit
+
     outputs = [sample.output for sample in samples]
     prompts = ["\n".join(m.content for m in sample.example.messages) for sample in samples]
     texts = (prompts, outputs) if pairs else (outputs,)
-    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1 << 20))
-    encoded = tokenizer(
-        *texts, padding=True, truncation="only_first" if pairs else True, max_length=limit, return_tensors="pt"
-    )
+    limit = reading_limit(tokenizer, model)
+    cut = False if limit is None else "only_first" if pairs else "longest_first"
+    encoded = tokenizer(*texts, padding=True, truncation=cut, max_length=limit, return_tensors="pt")
     with torch.inference_mode():
         logits: Tensor = model(**encoded.to(model.device)).logits
     return logits.float().softmax(dim=-1)

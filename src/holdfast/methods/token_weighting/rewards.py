@@ -21,13 +21,11 @@ from holdfast.data.sources import SourceConfig, load_examples
 from holdfast.evaluation.judges import JUDGES, Sample
 from holdfast.methods.token_weighting.critic_config import CriticConfig
 from holdfast.models.chat import ChatFormat
-from holdfast.models.generate import check_context
+from holdfast.models.generate import check_context, reading_limit
 from holdfast.models.load import LoadedModel
 from holdfast.models.sources import first_line, quiet
 
 _JUDGES = {"exact": "exact", "tests": "code"}
-_FALLBACK = 512
-"""Tokens that a reward model reads where its configuration has no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,8 @@ def answers_for(loaded: LoadedModel, questions: Sequence[Example], config: Criti
 
     Raises:
         DataError: no answers; a row without what its judge needs; a file without the columns; all rewards are equal.
-            What answers are judged by is looked at before any is sampled.
+            What answers are judged by is looked at before any is sampled. Or an answer with its conversation is longer
+            than the reward model reads.
         ConfigError: the reward model cannot be loaded, or has more than one output.
         NumericsError: a reward is not a number.
     """
@@ -176,21 +175,8 @@ def judged(samples: Sequence[Sample], reward: str) -> Answers:
     return Answers(tuple(_answered(sample, value) for sample, value in kept), len(samples) - len(kept))
 
 
-def scored(samples: Sequence[Sample], source: str) -> Answers:
-    """Rewards from a reward model, one answer at a time; empty answers are left out and counted.
-
-    The model reads the conversation in its own chat template, or prompt and answer as a pair where it has none; of a
-    pair that is too long the prompt loses its end.
-
-    Raises:
-        ConfigError: no such model, or one with more than one output.
-        DataError: a conversation is longer than the model's context.
-        NumericsError: a reward is not a number.
-    """
-    return _told(samples, *_reward_model(source))
-
-
 def _told(samples: Sequence[Sample], tokenizer: Any, model: Any) -> Answers:
+    """Rewards from a reward model, one answer at a time; empty answers are left out and counted."""
     kept = [sample for sample in samples if sample.output.strip()]
     made = []
     with torch.inference_mode():
@@ -224,18 +210,19 @@ def _reward_model(source: str) -> tuple[Any, Any]:
 
 
 def _model_inputs(tokenizer: Any, model: Any, example: Example) -> dict[str, Any]:
-    limit = getattr(model.config, "max_position_embeddings", None) or _FALLBACK
-    if not tokenizer.chat_template:
+    """The conversation in the model's own chat template, or prompt and answer as a pair where it has none."""
+    if tokenizer.chat_template:
+        inputs = {"input_ids": torch.tensor([ChatFormat(tokenizer).training(example).ids])}
+    else:
         prompt = "\n".join(message.content for message in example.messages)
-        encoded = tokenizer(prompt, example.answer, truncation="only_first", max_length=limit, return_tensors="pt")
-        return dict(encoded.to(model.device))
-    row = ChatFormat(tokenizer).training(example)
-    if len(row) > limit:
+        inputs = dict(tokenizer(prompt, example.answer, return_tensors="pt", verbose=False))
+    length, limit = inputs["input_ids"].shape[1], reading_limit(tokenizer, model)
+    if limit is not None and length > limit:
         raise DataError(
-            f"Row {example.id!r} does not fit the reward model: got {len(row)} tokens, expected at most {limit}. "
+            f"Row {example.id!r} does not fit the reward model: got {length} tokens, expected at most {limit}. "
             "Do: leave it out, or use a reward model with a longer context."
         )
-    return {"input_ids": torch.tensor([row.ids], device=model.device)}
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
 def read_answers(path: Path) -> Answers:
