@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from holdfast.core import files
+from holdfast.core.errors import DataError
 
 
 def folder(path: Path, text: str) -> None:
@@ -125,6 +126,17 @@ def test_putting_back_leaves_a_folder_that_is_there(tmp_path: Path) -> None:
     files.put_back(tmp_path)
     assert (tmp_path / "model" / "note").read_text() == "second"
     assert names(tmp_path) == ["model"]
+
+
+def test_a_removed_folder_is_gone_and_one_that_stays_is_told(tmp_path: Path) -> None:
+    folder(tmp_path / "model", "first")
+    files.remove_folder(tmp_path / "model")
+    files.remove_folder(tmp_path / "model")
+    assert names(tmp_path) == []
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"Cannot remove .*/model, which an earlier run has left: .* symbolic link"):
+        files.remove_folder(tmp_path / "model")
 
 
 def test_a_file_stays_as_it_was_when_its_rename_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -184,8 +185,6 @@ def test_resume_keeps_everything_that_is_unchanged(run):
 
 
 def test_resume_reruns_a_changed_step_and_what_depends_on_it(run, tmp_path):
-    import shutil
-
     record, out = run
     copied = tmp_path / "copy"
     shutil.copytree(out, copied)
@@ -197,6 +196,16 @@ def test_resume_reruns_a_changed_step_and_what_depends_on_it(run, tmp_path):
     assert {metric.n for metric in again.steps[4].metrics if metric.name.endswith("accuracy") and not metric.group} == {
         3
     }
+
+
+def test_a_step_does_not_begin_over_what_an_earlier_run_left_there(run, tmp_path):
+    _, out = run
+    copied = tmp_path / "copy"
+    shutil.copytree(out, copied)
+    (copied / "after").rename(tmp_path / "elsewhere")
+    (copied / "after").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"Cannot remove .*/after, which an earlier run has left"):
+        run_recipe(recipe(after={"limit": 3}), copied, Choice(resume=True))
 
 
 def test_only_and_from_use_what_is_there(run, tmp_path):

@@ -174,6 +174,22 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path) -> None:
             run(tmp_path, SETTINGS, resume=True)
 
 
+def test_a_checkpoint_of_an_earlier_run_that_cannot_be_removed_stops_a_fresh_one(tmp_path: Path) -> None:
+    """It would be the newest for a later resume."""
+    (tmp_path / "elsewhere" / "step-00000009").mkdir(parents=True)
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"Cannot remove .*/checkpoints, which an earlier run has left"):
+        run(tmp_path, SETTINGS)
+
+
+def test_damaged_best_weights_are_one_sentence(tmp_path: Path) -> None:
+    settings = config(steps=2, batch_size=4, evaluate_every=1, save_every=2, keep="best")
+    run(tmp_path, settings, validation=examples(4))
+    (tmp_path / "checkpoints" / checkpoints.BEST / checkpoints.STATE).write_bytes(b"not what it was")
+    with pytest.raises(DataError, match=r"Cannot read checkpoint .*/best: .* Do: train again without resume"):
+        run(tmp_path, settings, validation=examples(4), resume=True)
+
+
 def test_stopping_early_is_resumed_as_stopped(tmp_path: Path) -> None:
     settings = config(steps=40, learning_rate=2e-2, schedule="constant", evaluate_every=1, patience=2, save_every=1)
     first = run(tmp_path, settings, n=4, validation=examples(6, seed=5))

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from holdfast.core.errors import DataError
+
 OLD = ".old"
 """Ends the name of the hidden neighbour that holds what is being replaced."""
 
@@ -58,6 +60,23 @@ def folder_atomically(path: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it; nothing where there is none.
+
+    Raises:
+        DataError: something in it cannot be removed, and would be taken for what comes after.
+    """
+    if not os.path.lexists(folder):
+        return
+    try:
+        shutil.rmtree(folder)
+    except OSError as problem:
+        raise DataError(
+            f"Cannot remove {folder}, which an earlier run has left: {problem}. Do: remove it by hand, or give "
+            "another folder."
+        ) from problem
 
 
 def put_back(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 import holdfast
 from holdfast.core import runtime
 from holdfast.core.errors import ConfigError, HoldfastError, did_you_mean
-from holdfast.core.files import put_back
+from holdfast.core.files import put_back, remove_folder
 from holdfast.core.results import RunRecord, StepRecord
 from holdfast.recipes import processes
 from holdfast.recipes.context import SHARED_FOLDER, Context, Outcome, Progress, resolve_model
@@ -160,7 +160,7 @@ def _run_step(context: Context, fingerprint: str, record: RunRecord) -> tuple[Ru
         if context.resume:
             put_back(context.folder)
         else:
-            shutil.rmtree(context.folder, ignore_errors=True)
+            remove_folder(context.folder)
         return written("interrupted", Outcome(notes=(UNFINISHED,)))
 
     processes.on_main(begun)

@@ -80,11 +80,7 @@ def load(path: Path, fingerprint: str, world: int) -> dict[str, Any]:
         DataError: the file cannot be read.
         ConfigError: it belongs to another run.
     """
-    try:
-        state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as problem:
-        first = str(problem).splitlines()[0]
-        raise DataError(f"Cannot read checkpoint {path}: {first}. Do: remove the folder and resume again.") from problem
+    state = _read(path, "remove the folder and resume again")
     if state["fingerprint"] != fingerprint:
         raise ConfigError(
             f"Cannot resume from {path}: its configuration, rows or model differ. Do: start without resume."
@@ -97,11 +93,18 @@ def load(path: Path, fingerprint: str, world: int) -> dict[str, Any]:
 
 
 def load_best(folder: Path) -> dict[str, Any]:
-    """The trained ``weights`` and the ``held`` coordinates with the best validation loss."""
-    state: dict[str, Any] = torch.load(folder / BEST / STATE, map_location="cpu", weights_only=True)
+    """The trained ``weights`` and the ``held`` coordinates of the best evaluation.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return _read(folder / BEST, "train again without resume: no other file holds these weights")
+
+
+def _read(path: Path, advice: str) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as problem:
+        first = str(problem).splitlines()[0]
+        raise DataError(f"Cannot read checkpoint {path}: {first}. Do: {advice}.") from problem
     return state
-
-
-def remove(folder: Path) -> None:
-    """Remove all checkpoints of an earlier run."""
-    shutil.rmtree(folder, ignore_errors=True)

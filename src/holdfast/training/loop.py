@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from holdfast.core.errors import DataError
+from holdfast.core.files import remove_folder
 from holdfast.core.runtime import peak_bytes, seed_everything
 from holdfast.data.batches import Alternation, Batches, Rows, check_lengths
 from holdfast.models.adapter import record_base
@@ -298,16 +299,20 @@ class _Run:
             return self.clear()
         state = checkpoints.load(path, self.fingerprint, self.accelerator.num_processes)
         self._restore(state)
-        self.companion.restore(state.get("companion", {}))
+        self.companion.restore(state["companion"])
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         self.best = _Best(**state["best"])
         checkpoints.set_rng_state(state["rng"][self.accelerator.process_index])
         return int(state["step"])
 
     def clear(self) -> int:
-        """Remove the checkpoints of an earlier run; returns 0, the number of steps done."""
+        """Remove the checkpoints of an earlier run; returns 0, the number of steps done.
+
+        Raises:
+            DataError: one stays, which a later resume would take for this run's.
+        """
         if self.main:
-            checkpoints.remove(self.out / CHECKPOINTS)
+            remove_folder(self.out / CHECKPOINTS)
         self.accelerator.wait_for_everyone()
         return 0
 
