@@ -30,7 +30,7 @@ FORMS = ("full", "global", "block", "kfac", "diagonal", "gradient_variance", "to
 def made(rule: str, given: Sequence[Expert] | None = None, **keys: Any) -> MergePlan:
     loaded = tiny("llama")
     given = experts(loaded) if given is None else given
-    whole = {"density": 1.0} if "density" in READS[rule] else {}
+    whole = {key: value for key, value in {"density": 1.0, "gamma": 0.0}.items() if key in READS[rule]}
     return plan(MergingConfig(**({"rule": rule, "layers": FEW} | whole | keys)), loaded, given)
 
 

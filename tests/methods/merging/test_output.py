@@ -88,7 +88,7 @@ def test_by_every_rule_an_adapter_with_patterns_and_rslora_alone_does_what_peft_
     if rule in PAIRS:
         silent = Expert("silent", replace(whole, deltas=nothing), experts(loaded)[1].rows)
         given.insert(0 if rule == "alignguard" else 1, silent)  # of the first it takes what the second's rows forbid
-    keys: dict[str, Any] = {"density": 1.0} if "density" in READS[rule] else {}
+    keys: dict[str, Any] = {key: value for key, value in {"density": 1.0, "gamma": 0.0}.items() if key in READS[rule]}
     made = merge(plan(MergingConfig(rule=rule, **keys), loaded, given))
     output.save(made, tmp_path / "merged", loaded)
     expected = logits(PeftModel.from_pretrained(tiny("llama").model, folder).eval())

@@ -43,7 +43,7 @@ def test_one_adapter_at_weight_1_without_dropping_is_the_identity(rule: str, sem
     else:
         expected = one.dense()
     for rank in (None, min(SHAPE)):
-        settings = RuleSettings(density=1.0, semantics=semantics)  # type: ignore[arg-type]
+        settings = RuleSettings(density=1.0, gamma=0.0, semantics=semantics)  # type: ignore[arg-type]
         delta, lost = merge_layer("layer", given, [1.0, 1.0][: len(given)], rule, settings, rank)
         assert_close(delta.dense(), expected)
         assert lost < 1e-5
@@ -234,6 +234,12 @@ def _semantics_not_known() -> None:
         (lambda: merged("ties", deltas(), density=0.0), ConfigError, "density of rule ties: got 0.0"),
         (lambda: merged("ties", deltas(), density=1.1), ConfigError, "density of rule ties: got 1.1"),
         (lambda: merged("breadcrumbs", deltas(), gamma=1.0), ConfigError, "gamma of rule breadcrumbs: got 1.0"),
+        (
+            lambda: merged("breadcrumbs", deltas(), density=0.9, gamma=0.2),
+            ConfigError,
+            "gamma of rule breadcrumbs: got 0.2 beside density 0.9, .* Do: lower gamma to 0.1 or density to 0.8",
+        ),
+        (lambda: merged("breadcrumbs", deltas(), gamma=0.2), ConfigError, "got 0.2 beside density 0.9"),
         (lambda: merged("della", deltas(), density=0.9, epsilon=0.3), ConfigError, "Do: lower it below 0.2"),
         (lambda: merged("safe_merge", deltas()), ConfigError, "takes two adapters, utility and then safety: got 3"),
         (lambda: merged("average", deltas(), [1, -0.5, -0.5]), ConfigError, "divides by the sum of the weights: got 0"),

@@ -29,7 +29,8 @@ class RuleSettings:
     """Make up for randomly dropped entries: by the keep probability (paper, peft), or to the L1 norm of the whole
     delta as it was (mergekit)."""
     gamma: float = 0.01
-    """Share of the largest entries that ``breadcrumbs`` drops, at most ``1 - density``."""
+    """Share of the largest entries that ``breadcrumbs`` drops, at most ``1 - density``; in mergekit a larger one gives
+    way."""
     epsilon: float = 0.15
     """How far ``della``'s keep probabilities spread: over ``density +- epsilon / 2`` (paper), ``+- epsilon``
     (mergekit)."""
@@ -135,6 +136,11 @@ def resolve(rule: Rule, settings: RuleSettings, adapters: int) -> RuleSettings:
         raise ConfigError(f"density of rule {rule.name}: got {density}, expected more than 0 and at most 1.")
     if "gamma" in rule.settings and not 0 <= settings.gamma < 1:
         raise ConfigError(f"gamma of rule {rule.name}: got {settings.gamma}, expected 0 to less than 1.")
+    if "gamma" in rule.settings and settings.semantics == "paper" and density + settings.gamma > 1:
+        raise ConfigError(
+            f"gamma of rule {rule.name}: got {settings.gamma} beside density {density}, expected at most 1 in all. Do: "
+            f"lower gamma to {1 - density:.3g} or density to {1 - settings.gamma:.3g}."
+        )
     reach = settings.epsilon / (2 if settings.semantics == "paper" else 1)
     if "epsilon" in rule.settings and density < 1 and not (reach >= 0 and reach < density and density + reach < 1):
         raise ConfigError(

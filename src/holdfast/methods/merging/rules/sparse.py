@@ -33,8 +33,8 @@ def keep_largest(tiles: Tiles, t: int, settings: RuleSettings) -> Thin:
 
 
 def keep_middle(tiles: Tiles, t: int, settings: RuleSettings) -> Thin:
-    """``int(density n)`` entries below the ``int(gamma n)`` largest ones (breadcrumbs); ``gamma`` gives way to
-    ``density`` where they do not fit together."""
+    """``int(density n)`` entries below the ``int(gamma n)`` largest ones (breadcrumbs); in mergekit ``gamma`` gives way
+    to ``density`` where they do not fit together, which `resolve` refuses in the paper's."""
     entries, kept = math.prod(tiles.shape), _kept(tiles, settings)
     low = max(0, entries - kept - int(settings.gamma * entries))
     return _band(tiles, t, low, low + kept - 1)
