@@ -162,6 +162,18 @@ def test_a_plan_of_another_run_is_used_again_and_one_of_another_model_refused(
         recipe(places, "tuned", tuned={"constraint": plan, "params": "lora"})
 
 
+@pytest.mark.parametrize("header", ["{", "[]", '{"config": {"unit": "column"}}'])
+def test_a_broken_plan_is_told_as_broken_before_anything_loads(
+    places: dict[str, str], tmp_path: Path, header: str
+) -> None:
+    (tmp_path / "plan.json").write_text(header)
+    (tmp_path / "mask.safetensors").touch()
+    with pytest.raises(ConfigError) as caught:
+        recipe(places, "tuned", tuned={"constraint": str(tmp_path), "baseline": "unrotated"})
+    (line,) = str(caught.value).splitlines()[1:]
+    assert line.strip().startswith(f"steps.tuned.constraint: cannot read the plan in {tmp_path}: got ")
+
+
 def test_choosing_anew_tells_which_certificates_it_breaks(
     run: tuple[RunRecord, Path], places: dict[str, str], tmp_path: Path
 ) -> None:

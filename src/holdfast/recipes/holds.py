@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast.core.errors import DataError
 from holdfast.methods.rotation.baselines.config import Control, check_control
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig, check_unit
 from holdfast.recipes.references import PLAN_HEADER
@@ -52,7 +53,14 @@ def _training_problems(recipe: Recipe, step_id: str, training: Any) -> list[str]
     mask = steps.get(training.constraint)
     where = f"steps.{step_id}"
     if training.constraint is not None and training.constraint not in steps:
-        return _plan_problems(where, training, f"the plan {training.constraint}", *_stored(training.constraint))
+        header = Path(training.constraint).expanduser() / PLAN_HEADER
+        if not header.is_file():
+            return []
+        try:
+            unit, importance = _stored(header)
+        except DataError as problem:
+            return [f"{where}.constraint: {problem}"]
+        return _plan_problems(where, training, f"the plan {training.constraint}", unit, importance)
     scored = steps.get(getattr(mask, "of", None))
     basis_id = getattr(scored, "of", None)
     if not (isinstance(mask, MaskConfig) and isinstance(scored, ImportanceConfig)):
@@ -91,13 +99,20 @@ def _plan_problems(where: str, training: Any, plan: str, unit: str, importance: 
     return problems
 
 
-def _stored(folder: str) -> tuple[str, str]:
-    """Unit and importance of a plan on disk; empty where they cannot be read, which loading it tells."""
+def _stored(header: Path) -> tuple[str, str]:
+    """Unit and importance of a plan on disk.
+
+    Raises:
+        DataError: its header is no JSON, or does not hold them.
+    """
     try:
-        document = json.loads((Path(folder).expanduser() / PLAN_HEADER).read_text(encoding="utf-8"))
-        return str(document["config"]["unit"]), str(document["config"]["importance"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "", ""
+        config = json.loads(header.read_text(encoding="utf-8"))["config"]
+        return str(config["unit"]), str(config["importance"])
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise DataError(
+            f"cannot read the plan in {header.parent}: got {type(problem).__name__} ({problem}) for config.unit and "
+            f"config.importance in {PLAN_HEADER}, expected the folder 'plan' of a mask step. Do: run that step again."
+        ) from problem
 
 
 def share_problems(mask: MaskConfig, shapes: Mapping[str, tuple[int, int]]) -> Iterator[str]:
