@@ -227,6 +227,12 @@ def test_all_answers_to_a_question_are_on_one_side_of_the_split() -> None:
     assert split(answers, CriticConfig(held_out=0.3, seed=1))[1] != held
 
 
+def test_a_critic_that_could_not_be_measured_is_refused() -> None:
+    assert [len(part) for part in split(made(2), CriticConfig(held_out=0.1))] == [4, 4]
+    with pytest.raises(DataError, match="not seen: got answers to 1 questions, expected at least 2"):
+        train_critic(tiny("llama"), made(1), CriticConfig())
+
+
 def test_questions_to_learn_from_without_both_outcomes_are_refused() -> None:
     one_sided = Answers(tuple(replace(answered, reward=1.0) for answered in made(4).each))
     with pytest.raises(DataError, match="needs both outcomes: got the reward 1 on all 12 answers"):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 
-from holdfast.core.errors import ConfigError, NumericsError
+from holdfast.core.errors import ConfigError, DataError, NumericsError
 from holdfast.core.files import folder_atomically
 from holdfast.curvature.passes import full_precision, longest_first, untouched
 from holdfast.data.batches import IGNORE, Encoded, collate
@@ -135,7 +135,8 @@ def train_critic(loaded: LoadedModel, answers: Answers, config: CriticConfig) ->
     ``backbone: own`` a copy of the model learns with the head, in float32. The same bits for the same ``config``.
 
     Raises:
-        DataError: an answer does not fit the context, or the questions to learn from lack one of the outcomes.
+        DataError: an answer does not fit the context, there are not two questions, or those to learn from lack one of
+            the outcomes.
         NumericsError: the critic's values do not change within an answer, or only follow the place in it.
     """
     rows = encoded(loaded, answers)
@@ -154,9 +155,18 @@ def train_critic(loaded: LoadedModel, answers: Answers, config: CriticConfig) ->
 
 
 def split(answers: Answers, config: CriticConfig) -> tuple[list[int], list[int]]:
-    """Numbers of the answers to learn from, and of those held out: all answers to a question are on one side."""
+    """Numbers of the answers to learn from, and of those held out: all answers to a question are on one side.
+
+    Raises:
+        DataError: there are not two questions, so that none could be held out.
+    """
     members = answers.by_question()
     names = list(members)
+    if len(names) < 2:
+        raise DataError(
+            f"A critic is measured on questions that it has not seen: got answers to {len(names)} questions, expected "
+            "at least 2. Do: give more."
+        )
     random.Random(f"critic/{config.seed}").shuffle(names)
     count = min(max(1, round(config.held_out * len(names))), len(names) - 1)
     held, kept = names[:count], names[count:]
