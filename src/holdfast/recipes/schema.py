@@ -257,7 +257,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), *, quick: bool = Fals
     Args:
         path: The YAML file.
         overrides: ``a.b=c`` replacements; steps are addressed as ``steps.<id>.<key>``.
-        quick: Replace each step's settings by those of its ``quick`` block, and cap rows and steps without one.
+        quick: Replace each step's settings by those of its ``quick`` block, or cap rows and steps, as in `quickened`.
     Raises:
         ConfigError: The file or an override is malformed, or the recipe has problems; all of them are in the message.
     """
@@ -301,7 +301,11 @@ def parse_recipe(document: Mapping[str, Any], file: str, written: Mapping[str, A
 
 
 def quickened(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The same recipe with fewer rows and steps: each step's ``quick`` block, or else a general cap; and one seed."""
+    """The same recipe with fewer rows and steps: each step's ``quick`` block, or else a general cap; and one seed.
+
+    The cap is for trainings, evaluations, attacks, verifications and the plans ``causal`` and ``token_weighting``. A
+    basis, its scores, a merge or a repair without a ``quick`` block runs as written.
+    """
     document = fill_values(document).document
     steps = {}
     for step_id, step in document["steps"].items():
