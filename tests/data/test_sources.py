@@ -14,7 +14,7 @@ import pytest
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.files import sha256_of
 from holdfast.data.examples import Message
-from holdfast.data.sources import SourceConfig, check_answers, load_examples, read_source
+from holdfast.data.sources import SourceConfig, check_answers, load_all, load_examples, read_source
 
 ROWS = [
     {"prompt": f"Question {i}?", "answer": f"Answer, {i}\nwith “two” lines", "group": f"g{i % 3}"} for i in range(9)
@@ -100,6 +100,12 @@ def test_lab_rows_are_seeded_and_hashed() -> None:
     assert first == second
     assert len(first.examples) == 5
     assert read_source(config.model_copy(update={"seed": 2})).provenance.sha256 != first.provenance.sha256
+
+
+def test_all_rows_of_several_sources_come_in_their_order() -> None:
+    sources = [SourceConfig(source="lab/arithmetic", rows=count, seed=count) for count in (3, 1, 2)]
+    assert [row.id for row in load_all(sources)] == [row.id for each in sources for row in read_source(each).examples]
+    assert load_all(()) == []
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,6 +100,11 @@ class Part:
 def load_examples(config: SourceConfig) -> list[Example]:
     """The rows of `read_source`, without their provenance."""
     return read_source(config).examples
+
+
+def load_all(configs: Iterable[SourceConfig]) -> list[Example]:
+    """The rows of all sources, in order."""
+    return [example for config in configs for example in load_examples(config)]
 
 
 def check_answers(config: SourceConfig, examples: Sequence[Example]) -> None:

@@ -111,6 +111,13 @@ def made_by_step(recipe: Recipe, wanted: ModelConfig, out: Path) -> ModelConfig:
     return base.model_copy(update=explicit | {"source": source, "adapter": str(step_folder / ADAPTER_FOLDER)})
 
 
+def load_named(context: Context, wanted: ModelConfig) -> LoadedModel:
+    """A model that a step names beside its own: another step's result, or any other."""
+    from holdfast.models.load import load_model
+
+    return load_model(made_by_step(context.recipe, wanted, context.out))
+
+
 def keep_base(context: Context, base: ModelConfig, loaded: LoadedModel) -> None:
     """`write_base` where an adapter is merged into the model, so that a later step finds it under the new adapter."""
     if base.adapter is not None:

@@ -49,14 +49,12 @@ def train(context: Context) -> Outcome:
 
 def prepare(context: Context) -> Ready:
     """Read the rows, load the model, and plan what is held and what is loss."""
-    from holdfast.data.sources import load_examples
+    from holdfast.data.sources import load_all
     from holdfast.models.load import load_model
 
     step = context.recipe.steps[context.step_id]
     assert isinstance(step, TrainStep)
-    own = Rows(
-        *([row for source in sources for row in load_examples(source)] for sources in (step.data, step.validation))
-    )
+    own = Rows(load_all(step.data), load_all(step.validation))
     best = None if step.best_by is None else best_by.rule(step.best_by, causal.read(step.best_by.cases))
     config = resolve_model(context.recipe, context.step_id, context.out)
     if (wanted := step.tokenizer) is not None:

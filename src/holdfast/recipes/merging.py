@@ -76,7 +76,7 @@ def expert_of(
     any_base: bool,
 ) -> Expert:
     """An adapter of a step or in a folder, known to stand on the base unless ``any_base``, and its rows."""
-    from holdfast.data.sources import load_examples
+    from holdfast.data.sources import load_all
     from holdfast.methods.merging.read import read_expert
     from holdfast.models.adapter import Base
     from holdfast.models.sources import local_folder
@@ -86,11 +86,10 @@ def expert_of(
     folder = (
         context.out / adapter / ADAPTER_FOLDER if made_here else local_folder(adapter, marker="adapter_config.json")
     )
-    rows = [row for source in data for row in load_examples(source)]
     return read_expert(
         folder,
         adapter if made_here else folder.name,
-        rows,
+        load_all(data),
         Base(loaded.source, stored, loaded.weights),
         any_base=any_base,
     )

@@ -14,7 +14,7 @@ from holdfast.recipes.context import (
     Outcome,
     artifact,
     keep_base,
-    made_by_step,
+    load_named,
     name_of,
     resolve_model,
 )
@@ -64,7 +64,7 @@ def repair(context: Context) -> Outcome:
     assert isinstance(step, RepairStep)
     base = resolve_model(context.recipe, context.step_id, context.out)
     loaded = load_model(base)
-    tuned = None if step.tuned is None else load_model(made_by_step(context.recipe, step.tuned, context.out))
+    tuned = None if step.tuned is None else load_named(context, step.tuned)
     expert = _expert(context, step, base, loaded, tuned)
     keep_base(context, base, loaded)
     plan = _planned(context, step, loaded, expert)
@@ -95,27 +95,22 @@ def _expert(
     context: Context, step: RepairStep, base: ModelConfig, loaded: LoadedModel, tuned: LoadedModel | None
 ) -> Expert:
     """What is repaired, and its rows."""
-    from holdfast.data.sources import load_examples
+    from holdfast.data.sources import load_all
     from holdfast.methods.merging.plan import Expert
     from holdfast.methods.merging.repair import delta_of
 
     if tuned is not None:
-        rows = [row for source in step.utility for row in load_examples(source)]
-        return Expert(tuned.name, delta_of(loaded, tuned, step.delta_rank), rows)
+        return Expert(tuned.name, delta_of(loaded, tuned, step.delta_rank), load_all(step.utility))
     assert step.adapter is not None
     return expert_of(context, step.adapter, step.utility, base, loaded, any_base=step.any_base)
 
 
 def _planned(context: Context, step: RepairStep, loaded: LoadedModel, expert: Expert) -> RepairPlan:
-    from holdfast.data.sources import load_examples
+    from holdfast.data.sources import load_all
     from holdfast.methods.merging.repair import repair_plan
-    from holdfast.models.load import load_model
 
-    safety = [row for source in step.safety for row in load_examples(source)]
-    unaligned = None
-    if step.unaligned is not None:
-        unaligned = load_model(made_by_step(context.recipe, step.unaligned, context.out))
-    return repair_plan(step.repairing(), loaded, expert, safety, unaligned)
+    unaligned = None if step.unaligned is None else load_named(context, step.unaligned)
+    return repair_plan(step.repairing(), loaded, expert, load_all(step.safety), unaligned)
 
 
 def _chosen(

@@ -11,7 +11,7 @@ from holdfast.methods.rotation.baselines.config import Control
 from holdfast.methods.rotation.config import BasisConfig, ImportanceConfig, MaskConfig
 from holdfast.models.config import ModelConfig
 from holdfast.recipes import processes
-from holdfast.recipes.context import BASE_FOLDER, Context, Outcome, artifact, made_by_step, name_of, resolve_model
+from holdfast.recipes.context import BASE_FOLDER, Context, Outcome, artifact, load_named, name_of, resolve_model
 from holdfast.recipes.schema import BasisStep, ImportanceStep, MaskStep
 from holdfast.recipes.train_step import TrainStep
 
@@ -62,14 +62,14 @@ def _spectra(found: Basis) -> dict[str, list[tuple[float, float]]]:
 
 def score(context: Context) -> Outcome:
     """Phase 2."""
-    from holdfast.data.sources import load_examples
+    from holdfast.data.sources import load_all
     from holdfast.methods.rotation import plan, store
 
     step = context.recipe.steps[context.step_id]
     assert isinstance(step, ImportanceStep)
     found = store.load_basis(context.out / step.of / PLAN_FOLDER)
     loaded, rows = _safety(context, step.of)
-    task = [row for source in step.task for row in load_examples(source)]
+    task = load_all(step.task)
     config = step.only(ImportanceConfig)
     scored = plan.importance(config, loaded, rows[: found.origin.n_rows], found, task)
     store.save_importance(scored, context.folder / PLAN_FOLDER)
@@ -109,12 +109,12 @@ def _outdated(context: Context) -> tuple[str, ...]:
 
 def _safety(context: Context, basis_id: str) -> tuple[LoadedModel, list[Example]]:
     """The model and the safety rows of a basis step."""
-    from holdfast.data.sources import load_examples
+    from holdfast.data.sources import load_all
     from holdfast.models.load import load_model
 
     step = context.recipe.steps[basis_id]
     assert isinstance(step, BasisStep)
-    rows = [row for source in step.data for row in load_examples(source)]
+    rows = load_all(step.data)
     return load_model(resolve_model(context.recipe, basis_id, context.out)), rows
 
 
@@ -171,23 +171,19 @@ def baseline(
     context: Context, step: TrainStep, loaded: LoadedModel, rows: list[Example], validation: list[Example] | None
 ) -> TrainResult:
     """Train as another published method does."""
-    from holdfast.data.sources import load_examples
+    from holdfast.data.sources import load_all
     from holdfast.methods.rotation import baselines
-    from holdfast.models.load import load_model
 
     assert step.baseline is not None
-    unaligned = None
-    if step.unaligned is not None:
-        unaligned = load_model(made_by_step(context.recipe, step.unaligned, context.out))
     return baselines.run(
         step.baseline,
         loaded,
         rows,
-        [row for source in step.safety for row in load_examples(source)],
+        load_all(step.safety),
         step.training(),
         out=context.folder,
         validation=validation,
-        unaligned=unaligned,
+        unaligned=None if step.unaligned is None else load_named(context, step.unaligned),
         resume=context.resume,
     )
 

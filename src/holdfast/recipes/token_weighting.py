@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from holdfast.core.results import Metric
-from holdfast.recipes.context import Context, Outcome, artifact, made_by_step, name_of, resolve_model
+from holdfast.recipes.context import Context, Outcome, artifact, load_named, name_of, resolve_model
 from holdfast.recipes.rows import Rows
 from holdfast.recipes.token_weighting_step import READ, TokenWeightingStep
 from holdfast.recipes.train_step import TrainStep
@@ -29,13 +29,14 @@ def plan(context: Context) -> Outcome:
     """Look at the rows with the model and what its scorer reads, and keep the plan."""
     from holdfast.core.runtime import peak_bytes
     from holdfast.data.columns import read_column
+    from holdfast.data.sources import load_all
     from holdfast.methods.token_weighting import noise, store
     from holdfast.methods.token_weighting import plan as planning
     from holdfast.models.load import load_model
 
     step = context.recipe.steps[context.step_id]
     assert isinstance(step, TokenWeightingStep)
-    rows = _read(step)
+    rows = load_all(step.data)
     column = read_column(step.data, step.column) if step.base == "column" and step.column else None
     loaded = load_model(resolve_model(context.recipe, context.step_id, context.out))
     critic = _critic(context, step, loaded, rows) if step.base == "critic" else None
@@ -65,18 +66,10 @@ def plan(context: Context) -> Outcome:
     )
 
 
-def _read(step: TokenWeightingStep) -> list[Example]:
-    from holdfast.data.sources import load_examples
-
-    return [row for source in step.data for row in load_examples(source)]
-
-
 def _references(context: Context, step: TokenWeightingStep) -> dict[str, LoadedModel]:
     """The models that the scorer reads, by what they are for."""
-    from holdfast.models.load import load_model
-
     wanted = {key: getattr(step, key) for key in READ.get(step.base, ()) if key in type(step).refers}
-    return {key: load_model(made_by_step(context.recipe, model, context.out)) for key, model in wanted.items()}
+    return {key: load_named(context, model) for key, model in wanted.items()}
 
 
 def _critic(context: Context, step: TokenWeightingStep, loaded: LoadedModel, rows: list[Example]) -> Critic:
@@ -123,6 +116,7 @@ def objective(context: Context, plan_id: str, loaded: LoadedModel, own: Rows) ->
         ConfigError: the plan is of another model, chat template or tokenizer.
         DataError: the rows are not those of the plan.
     """
+    from holdfast.data.sources import load_all
     from holdfast.methods.token_weighting import apply, store
     from holdfast.methods.token_weighting.plan import training_rows
 
@@ -130,4 +124,4 @@ def objective(context: Context, plan_id: str, loaded: LoadedModel, own: Rows) ->
     assert isinstance(step, TokenWeightingStep)
     assert isinstance(training, TrainStep)
     made = store.load_plan(context.out / plan_id / PLAN_FOLDER)
-    return apply.apply(loaded, made, training.loss_over), Rows(training_rows(made, _read(step)))
+    return apply.apply(loaded, made, training.loss_over), Rows(training_rows(made, load_all(step.data)))

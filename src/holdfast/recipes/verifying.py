@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from holdfast.recipes.context import Context, Outcome, made_by_step, name_of, resolve_model
+from holdfast.recipes.context import Context, Outcome, load_named, name_of, resolve_model
 from holdfast.recipes.verify_step import VerifyStep
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def verify(context: Context) -> Outcome:
     config = resolve_model(context.recipe, context.step_id, context.out)
     folder = None if config.adapter is None else local_folder(config.adapter, marker="adapter_config.json")
     loaded = load_model(config)
-    before = None if step.against is None else load_model(made_by_step(context.recipe, step.against, context.out))
+    before = None if step.against is None else load_named(context, step.against)
     found = method.verify(
         loaded,
         cases,
