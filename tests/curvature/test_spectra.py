@@ -10,7 +10,7 @@ from tests.close import assert_close
 from torch import Tensor
 
 from holdfast.core.errors import NumericsError
-from holdfast.curvature.spectra import effective_rank, eigenbasis, energy_share, rank, rank_for_energy, rank_note
+from holdfast.curvature.spectra import effective_rank, eigenbasis, rank, rank_note
 
 
 def inputs(tokens: int, width: int, seed: int = 0) -> Tensor:
@@ -122,15 +122,6 @@ def test_energy_of_directions_that_were_never_used_is_none() -> None:
     assert_close(h_ni @ U_ii[:, rank(s_i) :], torch.zeros(10, 38), "float64")
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20), st.floats(0.01, 1.0))
-def test_rank_for_energy_is_the_least_that_reaches_the_share(values: list[float], share: float) -> None:
-    s_i = torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
-    k = rank_for_energy(s_i, share)
-    assert energy_share(s_i, k) >= share - 1e-12
-    assert energy_share(s_i, k - 1) < share + 1e-12
-
-
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_equal_energies_have_their_number_as_effective_rank(k: int) -> None:
     s_i = torch.cat([torch.full((k,), 2.5), torch.zeros(8 - k)])
@@ -140,13 +131,3 @@ def test_equal_energies_have_their_number_as_effective_rank(k: int) -> None:
 def test_effective_rank_of_two_values_is_the_exponential_of_their_entropy() -> None:
     expected = math.exp(-(0.9 * math.log(0.9) + 0.1 * math.log(0.1)))
     assert_close(effective_rank(torch.tensor([9.0, 1.0], dtype=torch.float64)), expected, "float64")
-
-
-def test_shares_out_of_range_are_refused() -> None:
-    s_i = torch.ones(4)
-    for share in (0.0, -1.0, 1.1, math.nan):
-        with pytest.raises(NumericsError, match="no rank for an energy share"):
-            rank_for_energy(s_i, share)
-    for k in (-1, 5):
-        with pytest.raises(NumericsError, match="expected 0 to 4"):
-            energy_share(s_i, k)

@@ -14,7 +14,6 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from holdfast.core.errors import NumericsError
 from holdfast.evaluation.bounds import (
     adapter_kl,
-    binary_kl,
     catoni,
     certify,
     certify_worst,
@@ -61,14 +60,6 @@ def test_kl_inverse_brackets_the_exact_root_to_a_billionth(risk, budget):
 @pytest.mark.parametrize("budget", [1e-9, 0.01, 0.3, 4.6])
 def test_kl_inverse_without_hits_is_its_closed_form(budget):
     assert kl_inverse(0.0, budget) == pytest.approx(-math.expm1(-budget), abs=1e-11)
-
-
-@few
-@given(q=risks, p=st.floats(1e-6, 1 - 1e-6))
-def test_binary_kl_agrees_with_sixty_digits_and_obeys_pinsker(q, p):
-    got = binary_kl(q, p)
-    assert got == pytest.approx(float(exact_kl(Decimal(q), Decimal(p))), rel=1e-9, abs=1e-15)
-    assert got >= 2 * (q - p) ** 2 - 1e-15
 
 
 def test_the_stated_adapter_gets_a_vacuous_bound():

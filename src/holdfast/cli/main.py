@@ -15,9 +15,6 @@ from holdfast.cli.verify import verify
 from holdfast.core.errors import HoldfastError
 from holdfast.recipes.processes import say_last
 
-STOPPED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-
 app = typer.Typer(
     name="holdfast",
     help="Fine-tune, merge and harden language models, and show afterwards that they still refuse what they refused.",

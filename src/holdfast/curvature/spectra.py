@@ -106,30 +106,6 @@ def rank_note(s_i: Tensor, tokens: int, name: str) -> str | None:
     ).rstrip()
 
 
-def energy_share(s_i: Tensor, k: int) -> float:
-    """The share of the energy (trace) in the first ``k`` directions.
-
-    >>> energy_share(torch.tensor([6.0, 3.0, 1.0]), 2)
-    0.9
-    """
-    if not 0 <= k <= len(s_i):
-        raise NumericsError(f"no energy share of {k} directions: expected 0 to {len(s_i)}. Do: lower k.")
-    s_i = s_i.double()
-    return float(s_i[:k].sum() / s_i.sum())
-
-
-def rank_for_energy(s_i: Tensor, share: float) -> int:
-    """The least number of directions that hold at least ``share`` of the energy.
-
-    >>> [rank_for_energy(torch.tensor([6.0, 3.0, 1.0, 0.0]), share) for share in (0.5, 0.9, 1.0)]
-    [1, 2, 3]
-    """
-    if not 0 < share <= 1:
-        raise NumericsError(f"no rank for an energy share of {share}: expected more than 0 and at most 1.")
-    energy_i = s_i.double().cumsum(0)
-    return int((energy_i < share * energy_i[-1]).sum()) + 1
-
-
 def effective_rank(s_i: Tensor) -> float:
     r"""How many directions the energy is spread over: ``exp(-sum p ln p)`` with ``p = s / sum(s)``.
 

@@ -217,13 +217,11 @@ def adapter_kl(adapter: Adapter, *, prior_sigma: float, posterior_sigma: float |
     return gaussian_kl(max(squared, 0.0), prior_sigma=prior_sigma, posterior_sigma=posterior_sigma, size=size)
 
 
-def binary_kl(q: float, p: float) -> float:
-    """Divergence of a coin of probability ``q`` from one of ``p``, in nats; infinite where only ``p`` is sure."""
-    return _binary_kl(q, p - q)
-
-
 def _binary_kl(q: float, step: float) -> float:
-    # of q from q + step: from the step, so that it is exact also where the step is far smaller than q
+    """Divergence of a coin of probability ``q`` from one of ``q + step``, in nats; infinite where only that is sure.
+
+    From the step, so that it is exact also where the step is far smaller than ``q``.
+    """
     total = 0.0
     for share, towards in ((q, step), (1 - q, -step)):
         if share == 0:
@@ -236,7 +234,7 @@ def _binary_kl(q: float, step: float) -> float:
 
 
 def kl_inverse(risk: float, budget: float) -> float:
-    """The largest ``p`` with ``binary_kl(risk, p) <= budget``, from above and to 1e-9.
+    """The largest ``p`` with ``KL(risk || p) <= budget`` of two coins, from above and to 1e-9.
 
     Args:
         risk: In [0, 1].

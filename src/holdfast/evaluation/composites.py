@@ -176,13 +176,11 @@ def retention(merged: Mapping[str, float], single: Mapping[str, float]) -> Figur
 
 @dataclass(frozen=True, slots=True)
 class TradeOffPoint:
-    """One setting of a strength dial: safety and utility, both higher is better, with intervals where known."""
+    """One setting of a strength dial: safety and utility, both higher is better."""
 
     name: str
     safety: float
     utility: float
-    safety_interval: tuple[float, float] | None = None
-    utility_interval: tuple[float, float] | None = None
 
 
 def pareto_set(points: Sequence[TradeOffPoint]) -> list[TradeOffPoint]:

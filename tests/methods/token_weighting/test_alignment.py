@@ -4,7 +4,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.data.batches import IGNORE, Batch, Encoded, collate
-from holdfast.methods.token_weighting.alignment import targets_at, weights_at
+from holdfast.methods.token_weighting.alignment import targets_at
 from holdfast.training.objective import targets_of
 
 
@@ -71,15 +71,6 @@ def test_left_padding_gets_no_target() -> None:
     for horizon in range(1, 6):
         assert bool((targets_at(batch, horizon)[0][1, :3] == IGNORE).all())
     assert targets_at(batch, 2)[0][1].tolist() == [IGNORE, IGNORE, IGNORE, 22, IGNORE, IGNORE]
-
-
-def test_weights_move_with_the_tokens_they_belong_to() -> None:
-    batch = packed()
-    weights = batch.input_ids.double() / 100
-    for horizon in range(1, 6):
-        targets, _ = targets_at(batch, horizon)
-        moved = weights_at(batch, weights, horizon)
-        assert torch.equal(moved, torch.where(targets == IGNORE, 0.0, targets.double() / 100))
 
 
 def test_horizon_zero_is_refused() -> None:

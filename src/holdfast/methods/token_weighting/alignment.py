@@ -30,20 +30,6 @@ def targets_at(batch: Batch, horizon: int) -> tuple[Tensor, Tensor]:
     return _ahead(batch.labels, horizon, IGNORE).masked_fill(owner_bt != batch.owner, IGNORE), owner_bt
 
 
-def weights_at(batch: Batch, weights_bt: Tensor, horizon: int) -> Tensor:
-    """The weight of the token that each position is to predict ``horizon`` ahead, ``(b, t)``; 0 where it has no target.
-
-    Args:
-        batch: The lines.
-        weights_bt: The weight of each token itself, as the target it is, e.g. at the place of its label.
-        horizon: Tokens ahead.
-    Raises:
-        ConfigError: ``horizon`` is less than 1.
-    """
-    targets_bt, _ = targets_at(batch, horizon)
-    return _ahead(weights_bt, horizon, 0).masked_fill(targets_bt == IGNORE, 0)
-
-
 def _ahead(values_bt: Tensor, horizon: int, filler: int) -> Tensor:
     if horizon < 1:
         raise ConfigError(f"Cannot align targets: got horizon {horizon}, expected at least 1. Do: raise it.")
