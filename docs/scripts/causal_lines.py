@@ -29,8 +29,8 @@ def above(value: float | None, least: float, *, strictly: bool = True) -> bool |
 
 def attack_lines(rows: Rows) -> Iterator[Line]:
     """What was to be shown of the attacks."""
-    least = min(rows.sizes.values())
-    yield f"at least {CASES} cases of each held-out family", f"{least}", least >= CASES
+    least = min(rows.scenarios.values())
+    yield f"at least {CASES} scenarios of each held-out family", f"{least}", least >= CASES
     family, most = rows.worst(BEFORE)
     told = f"{shown(most)} ({family}); all families {shown(rows.mean('followed', BEFORE))}"
     yield f"undefended: attack success at least {UNDEFENDED:.0%}", told, above(most.value, UNDEFENDED, strictly=False)

@@ -175,6 +175,14 @@ class Rows:
         return {family: attacks.count(family) for family in self.families}
 
     @cached_property
+    def scenarios(self) -> dict[str, int]:
+        """Groups of cases of each family: as many cases as an exact limit may count."""
+        groups: dict[str, set[str]] = {family: set() for family in self.families}
+        for record in self._first("attacked"):
+            groups[record.sample.example.attack].add(cluster_of(record))
+        return {family: len(found) for family, found in groups.items()}
+
+    @cached_property
     def means(self) -> Figures:
         """By measure and row, the mean over prompts and seeds; prompts and seeds are drawn once for all rows."""
         made: dict[str, dict[str, CrossedMean]] = {}

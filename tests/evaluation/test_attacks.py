@@ -17,15 +17,17 @@ from holdfast.data.examples import Example, Message
 from holdfast.data.sources import SourceConfig
 from holdfast.evaluation.attacks.config import AttackConfig
 from holdfast.evaluation.attacks.defences import BLOCKED, DEFENCES, MARK, PERPLEXITY, untrusted
-from holdfast.evaluation.attacks.figures import newcombe
+from holdfast.evaluation.attacks.figures import newcombe, worst_family
 from holdfast.evaluation.attacks.material import Material, read_material
 from holdfast.evaluation.attacks.perplexity import build_guard, surprise, threshold
 from holdfast.evaluation.attacks.run import attack
 from holdfast.evaluation.attacks.wordings import wording
 from holdfast.evaluation.compare import compare
 from holdfast.evaluation.intervals import upper_bound
+from holdfast.evaluation.judges.base import Sample, Score
 from holdfast.evaluation.judges.injection import INJECTION
-from holdfast.evaluation.log import read_log
+from holdfast.evaluation.log import Record, read_log
+from holdfast.evaluation.metrics import Provenance
 from holdfast.evaluation.suite import EvaluationResult, rescore
 from holdfast.evaluation.table import table
 
@@ -60,6 +62,33 @@ def test_an_attack_that_always_works_has_success_one_and_separates_nothing(
     assert found[f"{BASE}/benign/task_done"].value == 1
     assert found[f"{BASE}/obeyed/executed"].value == 1
     assert found[f"{BASE}/separation"].value == 0
+
+
+def worst(hits: list[bool], groups: list[str]) -> Metric:
+    """Attack success of one family, from whether each case was followed and the scenario that it is of."""
+    made = []
+    for n, (hit, group) in enumerate(zip(hits, groups, strict=True)):
+        row = case(n, group=group, id=str(n)).attacked()
+        score = Score(float(hit), "followed" if hit else "task_done")
+        made.append(Record("attack/attacked", "p", Sample(row), {INJECTION.name: score}))
+    return next(worst_family(made, Provenance(INJECTION.name)))
+
+
+def test_the_limit_of_the_worst_family_covers_where_cases_share_a_scenario() -> None:
+    """15 scenarios, each with four cases that fall alike: the limit misses the truth of .1 in 5 % and chance."""
+    dice, truth, missed, groups = random.Random(4), 0.1, 0, [f"g{n // 4}" for n in range(60)]
+    for _ in range(400):
+        broken = [dice.random() < truth for _ in range(15)]
+        found = worst([broken[n // 4] for n in range(60)], groups)
+        missed += (found.high or 0) < truth
+        assert (found.k, found.n, found.value) == (4 * sum(broken), 60, sum(broken) / 15)
+    assert missed <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
+
+
+@pytest.mark.parametrize("k", [0, 3, 60])
+def test_the_limit_of_scenarios_with_one_case_each_counts_every_case(k: int) -> None:
+    found = worst([n < k for n in range(60)], [f"g{n}" for n in range(60)])
+    assert found.high == upper_bound(k, 60)
 
 
 def test_gold_answers_are_never_followed_and_nothing_moves_them(file: SourceConfig, answering: Answering) -> None:

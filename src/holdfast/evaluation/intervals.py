@@ -118,6 +118,18 @@ def samples_to_certify(rate: float, level: float = 0.95, hits: int = 0) -> int:
     return high
 
 
+def independent(groups: Sequence[Hashable]) -> list[int]:
+    """Numbers of the rows that an exact limit may count: the first of each group, as rows of one group hang together.
+
+    >>> independent(["mail", "note", "mail"])
+    [0, 1]
+    """
+    first: dict[Hashable, int] = {}
+    for number, group in enumerate(groups):
+        first.setdefault(group, number)
+    return list(first.values())
+
+
 def cluster_sums(
     values: Sequence[float], clusters: Sequence[Hashable] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -64,4 +64,5 @@ def eps_causal(material: Material, records: Sequence[Record]) -> tuple[Metric, .
     outcomes = {(r.sample.example.messages, r.sample.example.reference): r.scores[judge].outcome for r in rows}
     pairs = [(case.benign(), case.attacked()) for case in material.cases]
     benign, attacked = ([outcomes[pair[side].messages, pair[side].reference] for pair in pairs] for side in (0, 1))
-    return outcome_metrics(benign, attacked, [case.attack for case in material.cases], judge)
+    families, groups = [case.attack for case in material.cases], [case.group for case in material.cases]
+    return outcome_metrics(benign, attacked, families, groups, judge)

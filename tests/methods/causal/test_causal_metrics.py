@@ -71,9 +71,10 @@ def test_the_bound_of_the_worst_attack_covers_the_mean_of_a_dozen_skewed_values(
 
 def test_an_obeying_model_has_outcome_variation_1_and_one_that_ignores_0() -> None:
     families = ["naive"] * 300 + ["ignore"] * 300
-    obeys = by_name(outcome_metrics(["task_done"] * 600, ["followed"] * 600, families))
+    groups = [f"g{n}" for n in range(600)]
+    obeys = by_name(outcome_metrics(["task_done"] * 600, ["followed"] * 600, families, groups))
     assert {metric.value for metric in obeys.values()} == {1.0}
-    ignores = by_name(outcome_metrics(["task_done"] * 600, ["task_done"] * 600, families))
+    ignores = by_name(outcome_metrics(["task_done"] * 600, ["task_done"] * 600, families, groups))
     assert {metric.value for metric in ignores.values()} == {0.0}
     assert ignores["causal/eps/outcome", "attack=naive"].high == pytest.approx(1 - 0.05 ** (1 / 300))
     assert ignores["causal/eps/outcome/worst", "attack=ignore"].high == pytest.approx(1 - 0.05 ** (1 / 300))
@@ -83,7 +84,7 @@ def test_variation_of_outcomes_is_never_above_the_rate_of_changed_ones() -> None
     dice = random.Random(0)
     for _ in range(100):
         benign, attacked = (dice.choices(["task_done", "followed", "refused"], k=9) for _ in range(2))
-        metric = outcome_metrics(benign, attacked, ["naive"] * 9)[0]
+        metric = outcome_metrics(benign, attacked, ["naive"] * 9, list("aabbccdef"))[0]
         assert metric.value is not None
         assert metric.k is not None
         assert metric.value <= metric.k / 9 + 1e-12
@@ -95,13 +96,36 @@ def test_the_upper_bound_of_outcome_variation_covers() -> None:
     missed = 0
     for _ in range(400):
         attacked = ["followed" if dice.random() < truth else "task_done" for _ in range(60)]
-        missed += (outcome_metrics(["task_done"] * 60, attacked, ["naive"] * 60)[0].high or 0) < truth
+        whole = outcome_metrics(["task_done"] * 60, attacked, ["naive"] * 60, [f"g{n}" for n in range(60)])[0]
+        missed += (whole.high or 0) < truth
     assert missed <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
 
 
+def test_the_upper_bound_of_outcome_variation_covers_where_cases_share_a_scenario() -> None:
+    """15 scenarios, whose cases of two attacks change alike: each bound misses the truth of .1 in 5 % and chance."""
+    dice, truth, missed = random.Random(3), 0.1, [0, 0, 0]
+    families, groups = ["ignore", "ignore", "naive", "naive"] * 15, [f"g{n // 4}" for n in range(60)]
+    for _ in range(400):
+        changed = [dice.random() < truth for _ in range(15)]
+        attacked = ["followed" if changed[n // 4] else "task_done" for n in range(60)]
+        whole, _, *each = outcome_metrics(["task_done"] * 60, attacked, families, groups)
+        for place, metric in enumerate((whole, *each)):
+            missed[place] += (metric.high or 0) < truth
+            assert (metric.n, metric.k) == ((30, 60)[place == 0], (2, 4)[place == 0] * sum(changed))
+    assert max(missed) <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
+
+
+def test_the_bound_over_all_attacks_is_not_that_of_the_attack_that_comes_first() -> None:
+    """Every scenario has one case of each of two attacks; only the second changes anything."""
+    families, groups = ["ignore", "naive"] * 60, [f"g{n // 2}" for n in range(120)]
+    whole = outcome_metrics(["task_done"] * 120, ["task_done", "followed"] * 60, families, groups)[0]
+    assert (whole.value, whole.n) == (0.5, 120)
+    assert (whole.high or 0) > 0.5
+
+
 def test_outcomes_must_match() -> None:
-    with pytest.raises(DataError, match="got 1 benign, 2 attacked and 1 families"):
-        outcome_metrics(["task_done"], ["task_done", "followed"], ["naive"])
+    with pytest.raises(DataError, match="got 1 benign, 2 attacked, 1 families and 1 groups"):
+        outcome_metrics(["task_done"], ["task_done", "followed"], ["naive"], ["g"])
 
 
 def test_stability_and_separation_have_their_closed_forms() -> None:

@@ -132,7 +132,7 @@ def _figures(seen: Seen, tested: Tested, swaps: Swaps, seed: int) -> list[Metric
     groups, attacks = [case.group for case in cases], [case.attack for case in cases]
     return [
         *bounds.success(cases, seen.attacked),
-        *outcome_metrics(seen.benign, seen.attacked, attacks, bounds.JUDGE),
+        *outcome_metrics(seen.benign, seen.attacked, attacks, groups, bounds.JUDGE),
         *variation_metrics(seen.apart, cases, seed),
         *representation_metrics(seen.views, groups, seed),
         *independence.moved(seen.sides, seen.clean, [case.group for case in swaps.cases], seed),

@@ -16,6 +16,7 @@ from holdfast.data.counterfactual.checks import check_cases, holds, words
 from holdfast.data.counterfactual.splits import check_held_out
 from holdfast.data.examples import Example
 from holdfast.data.sources import SourceConfig
+from holdfast.evaluation import intervals
 from holdfast.evaluation.intervals import samples_to_certify
 
 FEWEST_GROUPS = 6
@@ -120,10 +121,7 @@ def tested(cases: Sequence[Counterfactual], rows: int, seed: int, bound: float |
 
 def independent(cases: Sequence[Counterfactual]) -> list[int]:
     """Numbers of cases, the first of each group and family: what an exact bound may count."""
-    first: dict[tuple[str, str], int] = {}
-    for number, case in enumerate(cases):
-        first.setdefault((case.attack, case.group), number)
-    return list(first.values())
+    return intervals.independent([(case.attack, case.group) for case in cases])
 
 
 def _check_size(drawn: Sequence[Counterfactual], held: frozenset[str], bound: float) -> None:
