@@ -1,5 +1,6 @@
 """What a merge is said to take, against what it holds and writes."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,10 @@ def test_disk_is_what_is_written_and_memory_holds_what_is_kept(rule: str, tmp_pa
         tensor.numel() * tensor.element_size()
         for each in made.evidence.values()
         for seen in each
-        for tensor in (seen.gradients, seen.inputs, seen.outputs, seen.part)
+        for tensor in (getattr(seen, field.name) for field in fields(seen))
         if tensor is not None
     )
+    kept += sum(4 * (space.left_op.numel() + space.right_iq.numel()) for space in made.spaces.values())
     assert kept <= found.memory_bytes
 
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.close import assert_close
 from tests.methods.merging.expert_plans import adapter, planned
 from tests.training.helpers import examples
 from tests.zoo import tiny
 
 from holdfast.core.errors import AdapterError, DataError
+from holdfast.layers.core_space import CoreSpace
 from holdfast.methods.merging.apply import merge
 from holdfast.methods.merging.config import READS, WITH_ROWS, MergingConfig
 from holdfast.methods.merging.plan import Expert, plan
@@ -31,6 +33,38 @@ def test_a_plan_from_disk_gives_the_bits_of_the_plan_that_was_saved(rule: str, t
     for name, delta in expected.adapter.deltas.items():
         assert torch.equal(found.adapter.deltas[name].A, delta.A)
         assert torch.equal(found.adapter.deltas[name].B, delta.B)
+
+
+def _flipped(decompose: Any) -> Any:
+    """The same decomposition with signs that another library may give: here every second vector is turned over."""
+
+    def other(X: torch.Tensor, *args: Any, **keys: Any) -> Any:
+        first, *rest = decompose(X, *args, **keys)
+        if len(rest) == 1:
+            return first, rest[0] * _signs(rest[0].shape[1])
+        return first * _signs(first.shape[1]), rest[0], rest[1] * _signs(len(rest[1]))[:, None]
+
+    return other
+
+
+def _signs(count: int) -> torch.Tensor:
+    return (-1.0) ** torch.arange(count)
+
+
+@pytest.mark.parametrize("rule", WITH_ROWS)
+def test_a_plan_means_the_same_to_another_linear_algebra_library(
+    rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned(tiny("llama"), n=8, rule=rule, weights=(0.5, 2.0))
+    save_plan(made, tmp_path / "plan")
+    expected = merge(made).adapter
+    for name in ("eigh", "svd"):
+        monkeypatch.setattr(torch.linalg, name, _flipped(getattr(torch.linalg, name)))
+    layer = "layers.0.q_proj"
+    cosines = (CoreSpace.of(made.deltas[layer]).left_op * made.spaces[layer].left_op).sum(0)
+    assert sorted(set(cosines.round().tolist())) == [-1, 1], "some axes are turned over, some are not"
+    for name, delta in merge(load_plan(tmp_path / "plan")).adapter.deltas.items():
+        assert_close(delta.dense(), expected.deltas[name].dense())
 
 
 def test_another_weight_is_tried_from_disk_without_the_model(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from holdfast.layers.adapters import Adapter, LowRank
-from holdfast.layers.core_space import CoreSpace, truncation_error
+from holdfast.layers.core_space import truncation_error
 from holdfast.methods.base import check_origin
 from holdfast.methods.merging.config import READ_BY_ALL, READS, WITH_ROWS, MergingConfig
 from holdfast.methods.merging.curved import merged_cores
 from holdfast.methods.merging.evidence import usual_point
 from holdfast.methods.merging.plan import MergePlan, cores_of
 from holdfast.methods.merging.rules import RULES, RuleSettings, merge_layer
-from holdfast.methods.merging.rules.base import resolve
+from holdfast.methods.merging.rules.base import finite, resolve
 from holdfast.models.load import LoadedModel
 
 
@@ -65,12 +65,12 @@ def rule_settings(config: MergingConfig) -> RuleSettings:
 
 
 def _with_rows(plan: MergePlan) -> dict[str, tuple[LowRank, float]]:
-    spaces = {name: CoreSpace.of(deltas) for name, deltas in plan.deltas.items()}
-    cores = [(name, cores_of(spaces[name], deltas), plan.evidence[name]) for name, deltas in plan.deltas.items()]
+    cores = [(name, cores_of(plan.spaces[name], deltas), plan.evidence[name]) for name, deltas in plan.deltas.items()]
     made = {}
     for name, M_pq in merged_cores(plan.config, plan.weights, cores).items():
         lost = 0.0 if plan.config.rank is None else truncation_error(M_pq, plan.config.rank)
-        made[name] = spaces[name].lift(M_pq.to(spaces[name].left_op), plan.config.rank), lost
+        space = plan.spaces[name]
+        made[name] = space.lift(finite(M_pq.to(space.left_op), name, plan.config.rule), plan.config.rank), lost
     return made
 
 

@@ -134,19 +134,20 @@ def _evidence_bytes(config: MergingConfig, layers: Sequence[Shape], counts: Sequ
     if _factored(config):
         return FLOAT * len(counts) * sum(p * p + q * q for p, q in (shape.core for shape in layers)), 0
     coordinates = sum(shape.coordinates for shape in layers)
-    parts = sum(_parts_bytes(config, shape.coordinates, counts[-1]) for shape in layers)
+    parts = sum(_parts_bytes(config, shape, counts[-1]) for shape in layers)
     gradients = gradient_bytes(sum(counts), coordinates)
     return (parts, gradients) if gradients > HELD_BYTES else (parts + gradients, 0)
 
 
-def _parts_bytes(config: MergingConfig, d: int, rows: int) -> int:
+def _parts_bytes(config: MergingConfig, shape: Shape, rows: int) -> int:
     """What a rule finds in a layer's evidence once for every weight."""
+    (p, q), d = shape.core, shape.coordinates
     if config.rule == "sst_projection":
         return DOUBLE * d
     if config.rule != "alignguard":
         return 0
     task = d - ((min(rows, d) + 1) // 2 if config.k is None else config.k)
-    return DOUBLE * (d * d + task * task)
+    return DOUBLE * (d * d + task * task + p * p + q * q)
 
 
 def _working_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int], *, mapped: bool) -> int:

@@ -94,9 +94,10 @@ MEANS: Mapping[str, Callable[[MergingConfig, Tensor, Layer], Tensor]] = {
 def _guarded(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
     """Between the updates' own axes, for the collision of entries depends on the basis."""
     name, M_tpq, seen = layer
-    U_pp, V_qq = alignguard.axes(M_tpq)
+    U_pp, V_qq = seen[1].left, seen[1].right
     vectors_dd, values_k, task_mm = seen[1].vectors, seen[1].values, seen[1].task
-    assert vectors_dd is not None and values_k is not None and task_mm is not None  # noqa: PT018 - plans have them
+    assert U_pp is not None and V_qq is not None  # noqa: PT018 - plans have them
+    assert vectors_dd is not None and values_k is not None and task_mm is not None  # noqa: PT018 - and these
     phi_td = (U_pp.T @ M_tpq.double() @ V_qq).flatten(1)
     utility, safety = weights_t.tolist()
     made = alignguard.Split(vectors_dd, values_k, task_mm)
@@ -185,7 +186,13 @@ def _split(config: MergingConfig, _number: int, layer: Layer) -> dict[str, Tenso
         fisher.full((U_pp.T @ G_nd.double().reshape(-1, *M_tpq.shape[1:]) @ V_qq).flatten(1)) for G_nd in (G_ud, G_sd)
     )
     made = alignguard.split(F_s, F_u, k, name)
-    return {"vectors": made.vectors_dd, "values": made.values_k, "task": made.task_mm}
+    return {
+        "vectors": made.vectors_dd,
+        "values": made.values_k,
+        "task": made.task_mm,
+        "left": U_pp,
+        "right": V_qq,
+    }
 
 
 PARTS: Mapping[str, Callable[[MergingConfig, int, Layer], dict[str, Tensor]]] = {

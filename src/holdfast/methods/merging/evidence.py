@@ -40,6 +40,9 @@ class Evidence:
     values: Tensor | None = None
     task: Tensor | None = None
     """The three of an `alignguard.Split`."""
+    left: Tensor | None = None
+    right: Tensor | None = None
+    """``U_pp`` and ``V_qq``: the `alignguard.axes` between which the split is."""
 
     @property
     def device(self) -> torch.device:

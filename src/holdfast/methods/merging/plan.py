@@ -68,6 +68,9 @@ class MergePlan:
     deltas: Mapping[str, tuple[LowRank, ...]]
     """An adapter that does not touch a layer has a zero delta there."""
     evidence: Mapping[str, Sequence[Evidence]]
+    spaces: Mapping[str, CoreSpace]
+    """By layer, the bases in which the evidence is; empty where there is none. They belong to it: the same deltas give
+    the same axes up to signs alone, and those are the linear algebra library's."""
     paths: Mapping[str, str]
     """By layer, the module path that PEFT files use."""
     config: MergingConfig
@@ -149,7 +152,7 @@ def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Ex
     deltas = {name: _beside(name, experts) for name in names}
     paths = {name: next(e.adapter.paths[name] for e in experts if name in e.adapter.deltas) for name in names}
     if config.rule not in WITH_ROWS:
-        return MergePlan(deltas, {}, paths, config, origin_of(None, experts, (), base))
+        return MergePlan(deltas, {}, {}, paths, config, origin_of(None, experts, (), base))
     if loaded is None:
         raise ConfigError(f"rule {config.rule} reads rows on the base model: got no model. Do: give the base.")
     rows = _encoded(config, loaded, experts)
@@ -157,7 +160,7 @@ def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Ex
     evidence = gather(config, loaded, [e.adapter for e in experts], rows, spaces)
     if config.rule in PARTS:
         evidence = with_parts(config, [(name, cores_of(spaces[name], deltas[name]), evidence[name]) for name in names])
-    return MergePlan(deltas, evidence, paths, config, origin_of(loaded, experts, rows, base))
+    return MergePlan(deltas, evidence, spaces, paths, config, origin_of(loaded, experts, rows, base))
 
 
 def origin_of(

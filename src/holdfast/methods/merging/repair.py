@@ -91,16 +91,18 @@ def repair_plan(
     names = chosen(config.layers, [expert])
     rows = _encoded(config, loaded, expert, safety_rows)
     pairs = {name: (adapter.deltas[name], missing(adapter.deltas[name].shape, adapter.deltas[name])) for name in names}
+    spaces: Mapping[str, CoreSpace] = {}
     evidence: Mapping[str, Sequence[Evidence]] = {}
     seen: dict[str, Seen] = {}
     if config.method == "repair":
-        evidence = _evidence(config, loaded, adapter, rows, pairs)
+        spaces = {name: CoreSpace.of(pair) for name, pair in pairs.items()}
+        evidence = _evidence(config, loaded, adapter, rows, spaces)
     else:
         seen = rivals.gather(config, loaded, adapter, names, rows, unaligned)
     read = rows if config.method in WITH_ROWS else ()
     origin = origin_of(loaded, (expert, Expert(BASE, adapter)), read, adapter.base)
     paths = {name: adapter.paths[name] for name in names}
-    return RepairPlan(adapter, MergePlan(pairs, evidence, paths, _as_merge(config), origin), seen, config)
+    return RepairPlan(adapter, MergePlan(pairs, evidence, spaces, paths, _as_merge(config), origin), seen, config)
 
 
 def _as_merge(config: RepairConfig) -> MergingConfig:
@@ -120,10 +122,9 @@ def _evidence(
     loaded: LoadedModel,
     adapter: Adapter,
     rows: tuple[list[Encoded], list[Encoded]],
-    pairs: Mapping[str, tuple[LowRank, LowRank]],
+    spaces: Mapping[str, CoreSpace],
 ) -> dict[str, Sequence[Evidence]]:
-    """Gradients of utility rows at the adapter and of safety rows at a share of it, in its core space."""
-    spaces = {name: CoreSpace.of(pair) for name, pair in pairs.items()}
+    """Gradients of utility rows at the adapter and of safety rows at a share of it, in its core spaces."""
     partly = replace(adapter, deltas={n: LowRank(d.A, config.point * d.B) for n, d in adapter.deltas.items()})
     merge = _as_merge(config)
     use = gather(merge.model_copy(update={"labels": config.labels}), loaded, [adapter], rows[:1], spaces)
@@ -174,7 +175,7 @@ def repair(plan: RepairPlan) -> Merged:
 def _compromise(plan: RepairPlan, name: str, delta: LowRank, zero: LowRank) -> tuple[LowRank, float]:
     """One layer by both Fisher matrices."""
     config, seen = _as_merge(plan.config), plan.pair.evidence[name]
-    space = CoreSpace.of((delta, zero))
+    space = plan.pair.spaces[name]
     M_tpq = torch.stack([space.core(delta), space.core(zero)])
     M_pq = merged_cores(config, config.weights, [(name, M_tpq, seen)])[name]
     lost = 0.0 if config.rank is None else truncation_error(M_pq, config.rank)

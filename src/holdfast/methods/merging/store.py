@@ -16,6 +16,7 @@ from torch import Tensor
 
 from holdfast.core.files import folder_atomically
 from holdfast.layers.adapters import LowRank
+from holdfast.layers.core_space import CoreSpace
 from holdfast.methods.merging.config import MergingConfig
 from holdfast.methods.merging.evidence import Evidence
 from holdfast.methods.merging.plan import MergePlan, Origin
@@ -24,6 +25,7 @@ from holdfast.methods.stored import read_header, reading, write_header, write_te
 LAYERS = "layers"
 KINDS = tuple(field.name for field in fields(Evidence))
 """What evidence is made of."""
+BASES = tuple(field.name for field in fields(CoreSpace))
 
 
 def save_plan(made: MergePlan, folder: Path) -> None:
@@ -41,8 +43,10 @@ def save_plan(made: MergePlan, folder: Path) -> None:
 
 
 def _tensors(made: MergePlan, name: str) -> dict[str, Tensor]:
-    """Of one layer, by the number of the adapter and what it is."""
+    """Of one layer, by the number of the adapter and what it is; and the bases that evidence is in."""
     found = {f"{t}/{side}": getattr(delta, side) for t, delta in enumerate(made.deltas[name]) for side in "AB"}
+    if name in made.spaces:
+        found |= {base: getattr(made.spaces[name], base) for base in BASES}
     for t, seen in enumerate(made.evidence.get(name, ())):
         found |= {f"{t}/{kind}": tensor for kind in KINDS if (tensor := getattr(seen, kind)) is not None}
     return found
@@ -63,10 +67,10 @@ def _plan(header: Mapping[str, Any], layers: Mapping[str, Mapping[str, Tensor]])
     origin = Origin(**{key: _frozen(value) for key, value in header["origin"].items()})
     count = range(len(origin.names))
     deltas = {name: tuple(LowRank(found[f"{t}/A"], found[f"{t}/B"]) for t in count) for name, found in layers.items()}
-    evidence = (
-        {name: tuple(_evidence(found, t) for t in count) for name, found in layers.items()} if origin.rows else {}
-    )
-    return MergePlan(deltas, evidence, header["paths"], MergingConfig(**header["config"]), origin)
+    seen = layers if origin.rows else {}
+    evidence = {name: tuple(_evidence(found, t) for t in count) for name, found in seen.items()}
+    spaces = {name: CoreSpace(*(found[base] for base in BASES)) for name, found in seen.items()}
+    return MergePlan(deltas, evidence, spaces, header["paths"], MergingConfig(**header["config"]), origin)
 
 
 def _evidence(found: Mapping[str, Tensor], t: int) -> Evidence:
