@@ -3,13 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tests.close import assert_close
+from tests.methods.merging.expert_plans import adapter
 
 from holdfast.data.examples import Message
+from holdfast.layers.adapters import write_peft
 from holdfast.methods.token_weighting.objective import base_of
 from holdfast.models.adapter import record_base
 from holdfast.models.chat import ChatFormat
@@ -125,7 +129,7 @@ def test_a_whole_training_is_exported_plain_and_for_servers_of_heads(command, mo
 def test_a_trained_adapter_is_merged_before_it_is_exported(command, model, tmp_path):
     folder = adapted(model, "sequential", tmp_path / "run")
     code, _, err = command("export", str(folder), "--layout", "hf", "-o", str(tmp_path / "hf"))
-    assert (code, err.count("\n")) == (0, 1), "no progress bars"
+    assert (code, err.count("\n")) == (0, 3), "estimate, files, result; no progress bars"
     merged = load_model(ModelConfig(source=str(model), adapter=str(folder / "adapter"))).model.state_dict()
     plain = load_model(ModelConfig(source=str(tmp_path / "hf"))).model.state_dict()
     assert plain.keys() == merged.keys()
@@ -144,7 +148,7 @@ def test_what_cannot_be_exported_is_said(command, model, tmp_path):
     shutil.copytree(model, plain / "model")
     out = ["-o", str(tmp_path / "out")]
     for words, said in (
-        ([str(tmp_path), "--layout", "hf"], "holds no training"),
+        ([str(tmp_path), "--layout", "hf"], "holds no training: got neither model/ nor adapter/ in it, and it is no"),
         ([str(plain), "--layout", "medusas"], "Did you mean 'medusa'?"),
         ([str(plain), "--layout", "medusa"], "holds no heads to export"),
         ([str(plain), "--layout", "hf", "--served", "x"], "--served has no effect"),
@@ -154,3 +158,80 @@ def test_what_cannot_be_exported_is_said(command, model, tmp_path):
         assert code == 2
         assert said in err
     assert not (tmp_path / "out").exists()
+
+
+def merged(model: Path, home: Path) -> Path:
+    """What ``holdfast merge -o`` leaves: an adapter's own folder."""
+    loaded = load_model(ModelConfig(source=str(model)))
+    write_peft(adapter(loaded, 2, seed=1), home / "one")
+    record_base(home / "one", loaded.source, loaded.weights)
+    return home / "one"
+
+
+def test_a_merge_and_a_repair_become_a_model(command, model, tmp_path):
+    one = merged(model, tmp_path)
+    code, _, err = command("merge", str(one), str(one), "--rule", "average", "-o", str(tmp_path / "o4"))
+    assert code == 0, err
+    code, _, err = command("export", str(tmp_path / "o4"), "--layout", "hf", "-o", str(tmp_path / "hf"))
+    assert code == 0, err
+    assert err.splitlines()[0].startswith("Takes ")
+    assert "of disk (" in err
+    assert "of memory" in err
+    expected = load_model(ModelConfig(source=str(model), adapter=str(tmp_path / "o4"))).model.state_dict()
+    found = load_model(ModelConfig(source=str(tmp_path / "hf"))).model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    code, _, err = command("export", str(one), "--layout", "medusa", "--served", "x", "-o", str(tmp_path / "m"))
+    assert code == 2
+    assert "holds no heads to export" in err
+
+
+def test_the_base_of_an_adapter_is_named_by_its_files_or_by_the_user(command, model, tmp_path):
+    one = merged(model, tmp_path)
+    (one / "holdfast_base.json").unlink()
+    words = ["export", str(one), "--layout", "hf", "-o", str(tmp_path / "hf")]
+    about = json.loads((one / "adapter_config.json").read_text())
+    for named, code, said in (
+        (None, 2, "does not say on which model it was trained. Do: add --base MODEL."),
+        ("/gone/model", 2, "where it has moved, add --base."),
+        (str(model), 0, "Takes "),
+    ):
+        (one / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": named}))
+        found, _, err = command(*words)
+        assert found == code
+        assert said in err
+    shutil.rmtree(tmp_path / "hf")
+    (one / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": "/gone/tiny"}))
+    code, _, err = command(*words, "--base", str(model))
+    assert code == 0
+    assert "Note: Adapter one was made for /gone/tiny" in err
+    shutil.rmtree(tmp_path / "hf")
+    record_base(one, "/gone/tiny", "another")
+    code, _, err = command(*words, "--base", str(model))
+    assert code == 2
+    assert "the SHA-256 of the weights differs" in err
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(command, model, tmp_path, monkeypatch):
+    whole = trained(model, "medusa", tmp_path / "run")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    for folder in (merged(model, tmp_path), whole):
+        code, _, err = command("export", str(folder), "--layout", "hf", "-o", str(tmp_path / "hf"))
+        assert code == 2
+        assert "got 1.0 kB free on its disk, expected at least" in err
+        assert not (tmp_path / "hf").exists()
+
+
+def test_a_base_without_safetensors_is_loaded_whole_and_it_is_said(command, model, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(model, old)
+    torch.save(load_file(old / "model.safetensors"), old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
+    one = merged(model, tmp_path)
+    expected = load_model(ModelConfig(source=str(model), adapter=str(one))).model.state_dict()
+    record_base(one, str(old), weights_of(old))
+    code, _, err = command("export", str(one), "--layout", "hf", "-o", str(tmp_path / "hf"))
+    assert code == 0, err
+    assert "has no safetensors files, which are read tensor by tensor: the whole model is loaded." in err
+    found = load_model(ModelConfig(source=str(tmp_path / "hf"))).model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())

@@ -113,13 +113,26 @@ def recorded_weights(folder: Path) -> str:
     Raises:
         AdapterError: the file is damaged.
     """
+    return _written(folder, "weights_sha256")
+
+
+def base_named(folder: Path) -> str:
+    """What the base of an adapter is called, as Holdfast wrote it beside it or else as PEFT did; empty if unknown.
+
+    Raises:
+        AdapterError: a file is damaged.
+    """
+    return _written(folder, "base") or _recorded_base(folder)
+
+
+def _written(folder: Path, key: str) -> str:
     file = folder / BASE_FILE
     if not file.is_file():
         return ""
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["weights_sha256"])
+        return str(json.loads(file.read_text(encoding="utf-8"))[key])
     except (ValueError, KeyError, TypeError) as problem:
-        raise AdapterError(f"{file} is damaged: got no weights_sha256. Do: copy the adapter again.") from problem
+        raise AdapterError(f"{file} is damaged: got no {key}. Do: copy the adapter again.") from problem
 
 
 def _recorded_base(folder: Path) -> str:
