@@ -11,14 +11,18 @@ from holdfast.evaluation.judges.coherence import incoherent
 from holdfast.evaluation.judges.phrases import normalised
 
 
+def whole(witness: str) -> str:
+    """The pattern of ``witness``, normalised, as whole words."""
+    return rf"(?<!\w){re.escape(normalised(witness))}(?!\w)"
+
+
 def witness_in(output: str, witness: str) -> bool:
     """Whether ``witness`` stands in ``output`` as whole words, letter case, quotes and runs of spaces ignored.
 
     >>> witness_in("Well: HACKED!", "hacked"), witness_in("unhackedness", "hacked")
     (True, False)
     """
-    word = re.escape(normalised(witness))
-    return re.search(rf"(?<!\w){word}(?!\w)", normalised(output)) is not None
+    return re.search(whole(witness), normalised(output)) is not None
 
 
 def required_witness(example: Example) -> str:
