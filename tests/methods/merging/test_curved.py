@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from tests.close import assert_close
 from tests.methods.merging.test_maths import drawn, solved
@@ -96,6 +97,25 @@ def test_a_layer_of_very_many_coordinates_is_solved_exactly() -> None:
         residual_d += weight * (wide_nd.T @ (wide_nd @ apart_d) / n + eps * apart_d)
         size += float((weight * (wide_nd.T @ (wide_nd @ phi_d) / n + eps * phi_d)).norm())
     assert float(residual_d.norm()) < 1e-10 * size
+
+
+def test_more_rows_than_coordinates_in_float32_are_solved_as_in_float64() -> None:
+    """Scales four decades apart in a turned basis, where products in float32 lose the small ones."""
+    p = q = 8
+    turn_dd = torch.linalg.qr(drawn(p * q, p * q, seed=3)).Q
+    scaled = [drawn(80, p * q, seed=t) * torch.logspace(0, -4, p * q) for t in range(2)]
+    G_tnd, M_tpq = [(G_nd @ turn_dd.T).float() for G_nd in scaled], drawn(2, p, q, seed=5)
+    given = [("layers.0.q_proj", M_tpq, [Evidence(G_nd) for G_nd in G_tnd])]
+    F_tdd = torch.stack([dense(G_nd.double()) for G_nd in G_tnd])
+    weights_t = torch.tensor(WEIGHTS, dtype=torch.float64)
+    wanted = solved(F_tdd, M_tpq.flatten(1), weights_t, 1e-6).reshape(p, q)
+    assert_same(merged_cores(config(damping=1e-6), WEIGHTS, given), {"layers.0.q_proj": wanted}, "float32")
+    F_u, eps = F_tdd[0].numpy(), 1e-6 * float(F_tdd[0].trace()) / (p * q)
+    B_dd, F_s = F_u + eps * np.eye(p * q), F_tdd[1].numpy()
+    _, V_dk = scipy.linalg.eigh(F_s, B_dd, subset_by_index=(p * q - 20, p * q - 1))
+    part = (V_dk @ (V_dk.T @ (B_dd @ M_tpq[1].flatten().numpy()))).reshape(p, q)
+    found = projected(given, k=20, damping=1e-6)
+    assert_same(found, {"layers.0.q_proj": M_tpq[0] + torch.tensor(part)}, "float32")
 
 
 @pytest.mark.parametrize("form", NARROW)

@@ -284,7 +284,7 @@ NOTHING = torch.zeros(2, D, D, dtype=torch.float64)
         (lambda: maths.quadratic_mean(NOTHING, cores(2).flatten(1), WEIGHTS[:2], 0.1, "x.q"), "Fisher matrices of x.q"),
         (
             lambda: maths.quadratic_mean(fishers(2, n=4), cores(2).flatten(1), WEIGHTS[:2], 0.0),
-            "do not decide the merge.*Do: raise damping, or give more rows",
+            "Fisher matrices of a layer is not positive definite.*Do: raise damping to at least",
         ),
         (
             lambda: maths.diagonal_mean(torch.zeros(2, D), cores(2).flatten(1), WEIGHTS[:2], 0.1, "x.q"),
@@ -299,6 +299,16 @@ NOTHING = torch.zeros(2, D, D, dtype=torch.float64)
             "got 0 or less for 12 of 12 coordinates",
         ),
         (lambda: maths.quadratic_mean(fishers(2), cores(2).flatten(1), torch.tensor([1.0, -9.0]), 0.1), "more than 0"),
+        (
+            lambda: maths.quadratic_mean(fishers(2, n=4).float(), cores(2).flatten(1), WEIGHTS[:2], 1e-8),
+            "expected more than .*, the rounding. Do: raise damping to at least",
+        ),
+        (
+            lambda: maths.projected(
+                gradients(2)[1], fishers(1, n=4)[0].float(), drawn(D), 1e-8, partial(maths.first, 3)
+            ),
+            "utility Fisher is not positive definite.*Do: raise damping to at least",
+        ),
         (
             lambda: maths.projected(gradients(2)[1], fishers(1, n=4)[0], drawn(D), 1e-20, partial(maths.first, 3)),
             "utility Fisher is not positive definite.*Do: raise damping to at least",

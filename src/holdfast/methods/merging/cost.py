@@ -163,14 +163,15 @@ def _solving_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int]) -
     if _factored(config):
         return DOUBLE * 8 * (d + len(counts) * (p * p + q * q))
     if config.rule in ("alignguard", "sst_projection"):
-        return DOUBLE * 10 * d * d
+        return DOUBLE * (10 * d * d + n * d)
     some = min(d, max(COLUMNS, q))
     if config.rule == "sst" and config.fisher == "block":
         return DOUBLE * (3 * n * some + 3 * some * q + 4 * len(counts) * d)
     if _in_span(config, d, n):
         return DOUBLE * (6 * n * n + 2 * n * some + 4 * d)
     if config.rule == "sst" and config.fisher == "full":
-        return (FLOAT * len(counts) + 4 * DOUBLE) * d * d
+        count = len(counts)
+        return DOUBLE * (max(2 * count, count + 4) * d * d + max(counts) * d)
     return 2 * DOUBLE * (max(counts) + 3 * len(counts)) * d
 
 

@@ -56,7 +56,7 @@ def _full(config: MergingConfig, weights_t: Tensor, layer: Layer) -> Tensor:
     phi_td, G_tnd = M_tpq.flatten(1), _gradients(seen)
     if sum(map(len, G_tnd)) < phi_td.shape[1]:
         return _span_mean(config, weights_t, [layer], name)[name]
-    F_tdd = torch.stack([fisher.full(G_nd) for G_nd in G_tnd])
+    F_tdd = torch.stack([fisher.full(G_nd.double()) for G_nd in G_tnd])
     return maths.quadratic_mean(F_tdd, phi_td, weights_t, config.damping, name).reshape(M_tpq.shape[1:])
 
 
@@ -172,7 +172,7 @@ def _projected(config: MergingConfig, number: int, layer: Layer) -> dict[str, Te
     name, M_tpq, seen = layer
     G_ud, G_sd = _gradients(seen)
     keep = _keep(config, name, number, G_sd)
-    part_d = maths.projected(G_sd, fisher.full(G_ud), M_tpq[1].flatten(), config.damping, keep)
+    part_d = maths.projected(G_sd, fisher.full(G_ud.double()), M_tpq[1].flatten(), config.damping, keep)
     return {"part": part_d.reshape(M_tpq.shape[1:])}
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import NumericsError
-from holdfast.curvature.gevp import Directions, mean_energy, solve_sampled, symmetric
+from holdfast.curvature.gevp import Directions, damped_cholesky, mean_energy, solve_sampled, symmetric
 from holdfast.curvature.iterative import conjugate_gradients
 from holdfast.curvature.subspaces import oblique, soft_weights
 
@@ -50,7 +50,7 @@ def quadratic_mean(F_tdd: Tensor, phi_td: Tensor, weights_t: Tensor, damping: fl
     Returns:
         ``phi_d``, or ``phi_dm``, in float64.
     Raises:
-        NumericsError: the sum is not positive definite.
+        NumericsError: the sum is not positive definite beyond the rounding of the type of ``F_tdd``.
     Reference:
         Matena & Raffel, Merging models with Fisher-weighted averaging (NeurIPS 2022), with full matrices; Tam et al.,
         Merging by matching models in task parameter subspaces (TMLR 2024).
@@ -61,16 +61,12 @@ def quadratic_mean(F_tdd: Tensor, phi_td: Tensor, weights_t: Tensor, damping: fl
     for weight, F_dd, phi_d in zip(weights_t, F_tdd, phi_td, strict=True):
         if weight == 0:
             continue
-        weighted_dd = weight * damped(F_dd, damping)
+        weighted_dd, wide_d = weight * F_dd.double(), phi_d.double()
         whole_dd += weighted_dd
-        wanted_d += weighted_dd @ phi_d.double()
-    factor_dd, failed = torch.linalg.cholesky_ex(whole_dd)
-    if int(failed):
-        smallest = float(torch.linalg.eigvalsh(whole_dd)[0])
-        raise NumericsError(
-            f"Fisher matrices of {name} do not decide the merge: got a smallest eigenvalue of {smallest:.3g} in their "
-            f"weighted sum with damping {damping:g}, expected more than 0. Do: raise damping, or give more rows."
-        )
+        wanted_d += weighted_dd @ wide_d + damping * weighted_dd.diagonal().mean() * wide_d
+    what = f"weighted sum of the Fisher matrices of {name}"
+    unit, noise = mean_energy(float(whole_dd.trace()), len(whole_dd), what), torch.finfo(F_tdd.dtype).eps
+    factor_dd = damped_cholesky(whole_dd, damping=damping, unit=unit, noise=noise, name=what)
     return torch.cholesky_solve(wanted_d.reshape(len(wanted_d), -1), factor_dd).reshape(wanted_d.shape)
 
 
@@ -234,7 +230,7 @@ def projected(
     name = "utility Fisher"
     wide_dd, S_nd = symmetric(F_u.double(), name), G_sd.double() / len(G_sd) ** 0.5
     unit = mean_energy(float(wide_dd.trace()), len(wide_dd), name)
-    found = solve_sampled(S_nd, wide_dd, damping=damping, unit=unit, name=name)
+    found = solve_sampled(S_nd, wide_dd, damping=damping, unit=unit, noise=torch.finfo(F_u.dtype).eps, name=name)
     B_dd = damped(F_u, damping)
     vectors_dk, weights_k = keep(found, B_dd)
     return oblique(vectors_dk, B_dd, phi_d.double(), weights_k)
