@@ -339,8 +339,3 @@ def test_a_part_without_rows_is_an_error_and_the_lab_has_splits_of_its_own(tmp_p
         load(write(tmp_path, "jsonl"), part=(0.0, 1e-6))
     with pytest.raises(ConfigError, match="source 'lab/arithmetic' does not use 'part'"):
         load_examples(SourceConfig(source="lab/arithmetic", part=(0.0, 0.5)))
-
-
-def test_rows_without_a_part_are_written_as_before_it_was_a_key() -> None:
-    assert "part" not in SourceConfig(source="x.csv").model_dump()
-    assert SourceConfig(source="x.csv", part=(0.0, 0.5)).model_dump(mode="json")["part"] == [0.0, 0.5]

@@ -18,7 +18,6 @@ from holdfast.recipes.best_by import ATTACK, BENIGN, BestBy, rule
 from holdfast.recipes.estimate import estimate
 from holdfast.recipes.run import Choice, run_recipe
 from holdfast.recipes.schema import parse_recipe
-from holdfast.recipes.train_step import TrainStep
 
 CASES = 12
 SPLITS = {"train": CASES, "validation": 4, "test": 4}
@@ -224,12 +223,6 @@ def test_a_case_that_is_too_long_under_attack_alone_is_refused(places: dict[str,
         ConfigError, match=rf"The attacked view .* is too long: got \d+ tokens, expected at most {most}"
     ):
         run_recipe(recipe(places, "plan", "chosen", chosen={"max_length": most}), tmp_path / "run")
-
-
-def test_a_training_without_the_new_keys_is_written_as_before(places: dict[str, Any]) -> None:
-    plain = TrainStep(do="train", data=(places["plain"],), steps=1).model_dump(mode="json")
-    assert not {"objective", "best_by"} & plain.keys()
-    assert recipe(places).steps["chosen"].model_dump(mode="json")["objective"] == {"plan": 1.0}
 
 
 def test_a_plan_of_each_seed_serves_the_training_of_that_seed(places: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from holdfast.core.config import Config
 from holdfast.core.errors import ConfigError, DataError, did_you_mean
@@ -53,14 +53,6 @@ class SourceConfig(Config):
     """For the draw of rows, for lab generators and for pairing contexts with attacks."""
     attacks: str | None = None
     """BIPIA only: the JSON file of attack instructions. Default: ``text_attack_<train or test>.json`` near by."""
-
-    @model_serializer(mode="wrap")
-    def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``part`` out where there is none, so that runs from before it was a key can be resumed."""
-        written: dict[str, Any] = write(self)
-        if self.part is None:
-            written.pop("part", None)
-        return written
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import model_validator
 
 from holdfast.core.config import Config
 
@@ -52,11 +52,3 @@ class ModelConfig(Config):
         if unused:
             raise ValueError(f"{unused[0]} has no effect on source {self.source!r}; remove it")
         return self
-
-    @model_serializer(mode="wrap")
-    def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``adapter_base`` out where it is the default, so that runs from before it was a key can be resumed."""
-        written: dict[str, Any] = write(self)
-        if self.adapter_base == "same":
-            written.pop("adapter_base", None)
-        return written

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from holdfast.core.config import Config
 from holdfast.data.sources import SourceConfig
@@ -111,11 +111,3 @@ class MergeStep(MergingConfig):
     def merging(self) -> MergingConfig:
         """The rule and its settings alone, as the method wants them."""
         return self.only(MergingConfig)
-
-    @model_serializer(mode="wrap")
-    def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``any_base`` out where it is false, so that runs from before it was a key can be resumed."""
-        written: dict[str, Any] = write(self)
-        if not self.any_base:
-            written.pop("any_base", None)
-        return written

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from holdfast.methods.merging.repair_config import WITH_ROWS, WITH_UNALIGNED, RepairConfig
 from holdfast.recipes.fields import MODELS, Model, Source
@@ -97,11 +97,3 @@ class RepairStep(RepairConfig):
     def repairing(self) -> RepairConfig:
         """The method and its settings alone."""
         return self.only(RepairConfig)
-
-    @model_serializer(mode="wrap")
-    def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``any_base`` out where it is false, so that runs from before it was a key can be resumed."""
-        written: dict[str, Any] = write(self)
-        if not self.any_base:
-            written.pop("any_base", None)
-        return written

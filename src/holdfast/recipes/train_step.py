@@ -8,10 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import (
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -117,13 +115,6 @@ class TrainStep(TrainConfig):
                 if getattr(self, key):
                     raise ValueError(f"baseline and {key} exclude each other; take one of them out")
         return self
-
-    @model_serializer(mode="wrap")
-    def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is not given, so that runs from before these were keys can be resumed."""
-        written: dict[str, Any] = write(self)
-        unused = [key for key in ("objective", "best_by") if not getattr(self, key)]
-        return {key: value for key, value in written.items() if key not in unused}
 
     def training(self) -> TrainConfig:
         """The training settings alone, as the loop wants them."""
