@@ -9,6 +9,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,14 +18,15 @@ from torch.nn.functional import cosine_similarity
 from holdfast.core.errors import DataError
 from holdfast.core.results import Metric
 from holdfast.curvature.passes import full_precision, untouched
-from holdfast.data.batches import IGNORE, collate
+from holdfast.data.batches import IGNORE, Encoded, collate
 from holdfast.data.counterfactual import Counterfactual
 from holdfast.evaluation.bounds import kl_inverse
 from holdfast.evaluation.intervals import independent, upper_bound
+from holdfast.evaluation.judges.base import INVALID
 from holdfast.evaluation.metrics import Provenance, mean_metric
 from holdfast.layers.address import LayerMap
 from holdfast.methods.causal import maths
-from holdfast.methods.causal.cases import view_of
+from holdfast.methods.causal.cases import response_of, view_of
 from holdfast.methods.causal.representations import Kind, Representation, choose_layers, represent
 from holdfast.models.generate import check_context
 from holdfast.models.load import LoadedModel
@@ -111,14 +113,15 @@ def _others(n: int, seed: int) -> Tensor:
 
 
 def answer_variation(loaded: LoadedModel, cases: Sequence[Counterfactual], batch_size: int = 8) -> list[Tensor]:
-    """Of each case, the total variation between the benign and the attacked view at each token of the wanted answer.
+    """Of each case, the total variation between the benign and the attacked view at each token of the benign answer.
 
-    Exact: the whole distributions of the next token are compared, along the same answer.
+    Exact: the whole distributions of the next token are compared, along the same answer, also where another one is
+    wanted under attack.
 
     Raises:
-        DataError: a row does not fit the model's context.
+        DataError: a row does not fit the model's context, or the answer has other tokens under attack.
     """
-    rows = [[loaded.chat.training(view_of(case, view)) for view in ("benign", "attacked")] for case in cases]
+    rows = [_answered_alike(loaded, case) for case in cases]
     check_context(loaded, [row for pair in rows for row in pair], 0)
     device = loaded.model.device
     found: list[Tensor] = []
@@ -133,6 +136,19 @@ def answer_variation(loaded: LoadedModel, cases: Sequence[Counterfactual], batch
             apart_n = maths.total_variation(logp_nv[:half], logp_nv[half:]).cpu()
             found += torch.split(apart_n, row_n[:half].bincount().tolist())
     return found
+
+
+def _answered_alike(loaded: LoadedModel, case: Counterfactual) -> tuple[Encoded, Encoded]:
+    """The benign and the attacked view with the benign answer."""
+    benign, attacked = (
+        loaded.chat.training(view_of(replace(case, attacked_answer=""), view)) for view in ("benign", "attacked")
+    )
+    if response_of(benign) != response_of(attacked):
+        raise DataError(
+            f"Case {case.id!r}: the answer {case.answer!r:.80} is written with other tokens under attack, expected the "
+            "same in both views. Do: use a chat template that writes answers the same way after any prompt."
+        )
+    return benign, attacked
 
 
 def variation_metrics(apart: Sequence[Tensor], cases: Sequence[Counterfactual], seed: int = 0) -> tuple[Metric, ...]:
@@ -177,7 +193,8 @@ def outcome_metrics(
 
     The upper bound is exact: total variation is at most the rate of cases whose outcome changes, whatever the coupling,
     and that rate has a Clopper-Pearson bound. Of the cases of one group the bound counts one, as they hang together: by
-    attack the first, over all attacks one drawn at random. The value, and ``k``, the changed cases, count all.
+    attack the first, over all attacks one drawn at random. The value, and ``k``, the changed cases, count all;
+    ``n_invalid`` those with an answer that cannot be judged, which is an outcome as any other.
 
     Args:
         benign: The outcome of each case without the attack: ``task_done``, ``followed``, ``refused``, ``invalid``, ...
@@ -213,6 +230,7 @@ def _outcome(name: str, pairs: Sequence[tuple[str, str, str]], group: str, judge
         value=variation,
         n=len(before),
         k=sum(changed),
+        n_invalid=sum(INVALID in pair[:2] for pair in pairs),
         low=0.0,
         high=max(variation, upper_bound(sum(counted), len(counted), LEVEL)),
         interval="clopper-pearson, upper 95%, one case a group",

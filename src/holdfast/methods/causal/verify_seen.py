@@ -69,6 +69,7 @@ def look(
     """
     kinds = kinds_of(cases)
     chosen = choose_layers(LayerMap.of(loaded.model), layers)
+    apart = answer_variation(loaded, cases)
     views = see(loaded, cases, layers, kinds, BATCH)
     for name, R_nd in views["benign"].items():
         if not bool((R_nd != R_nd[0]).any()):
@@ -90,7 +91,7 @@ def look(
         sides=(first, second),
         clean={name: R_nd[kept] for name, R_nd in views["benign"].items()},
         crossed=None if prompts is None else prompts[deepest(list(prompts))],
-        apart=answer_variation(loaded, cases),
+        apart=apart,
         benign=answered(loaded, [case.benign() for case in cases], say, f"{what}, clean"),
         attacked=answered(loaded, [case.attacked() for case in cases], say, f"{what}, attacked"),
         outcomes=answered(loaded, crossed, say, f"{what}, crossed"),
