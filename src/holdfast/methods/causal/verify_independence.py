@@ -30,11 +30,13 @@ from holdfast.evaluation.independence import (
     verdict,
 )
 from holdfast.evaluation.intervals import clopper_pearson
+from holdfast.evaluation.judges.base import INVALID
 from holdfast.evaluation.metrics import Provenance, mean_metric
 from holdfast.methods.causal.representations import Representation
 
 NULL = "R _||_ U_instr | S, U_data"
 OUTCOME_NULL = "O _||_ U_instr | S, U_data"
+OUTCOMES_ALIKE = f"{OUTCOME_NULL} (clean against attacked)"
 NAME = "causal/independence"
 SHIFT = 4.0
 """A planted shift that must not be missed, in standard deviations along one direction of hundreds."""
@@ -125,16 +127,23 @@ def outcomes(
     """Whether the outcome depends on the injection: signs within cases, and the power to find changed outcomes.
 
     Power: sides change places at random, then a stated share of the attacked outcomes is changed, and the test is run.
+    Cases whose answers are invalid on both sides tell nothing, and are left out of both.
     """
+    name = f"{NAME}/outcome"
+    rows = [row for row in zip(benign, attacked, groups, strict=True) if row[:2] != (INVALID, INVALID)]
+    silent = len(benign) - len(rows)
+    left_out = f"; {silent} of {len(benign)} cases have no valid answer and are left out" if silent else ""
+    if not rows:
+        return [], [_abstained(name, f"abstains{left_out}")], {}
+    benign, attacked, groups = zip(*rows, strict=True)
     p_value, statistic = _outcome_test(benign, attacked, groups, draws, seed)
     changed = sum(a != b for a, b in zip(benign, attacked, strict=True))
     rates = _outcome_power(benign, attacked, groups, seed)
-    name = f"{NAME}/outcome"
     simulations = Trial().simulations
     size, power = rates[0.0] / simulations, rates[MUST_FIND] / simulations
     facts = (
         f"{changed} of {len(benign)} outcomes change; a change of {MUST_FIND:.0%} of them is found in {power:.0%} of "
-        f"{simulations} trials; size {size:.3f}"
+        f"{simulations} trials; size {size:.3f}{left_out}"
     )
     holds: bool | None = True
     said = "holds"
@@ -150,12 +159,16 @@ def outcomes(
         statistic=statistic,
         p_value=p_value,
         n=len(benign),
-        null=f"{OUTCOME_NULL} (clean against attacked)",
+        null=OUTCOMES_ALIKE,
         draws=draws,
         reason=f"{said}; {facts}",
     )
     metrics = [_rate(name, rate, hits, simulations, seed) for rate, hits in rates.items()]
     return metrics, [tested], {"power/outcome": [(rate, hits / simulations) for rate, hits in rates.items()]}
+
+
+def _abstained(name: str, reason: str) -> Verdict:
+    return Verdict(name=name, holds=None, statistic=None, p_value=None, n=0, null=OUTCOMES_ALIKE, reason=reason)
 
 
 def _rate(name: str, rate: float, hits: int, of: int, seed: int) -> Metric:

@@ -90,10 +90,11 @@ def tested(cases: Sequence[Counterfactual], rows: int, seed: int, bound: float |
     Args:
         bound: The attack success to certify, where that is planned.
     Raises:
-        DataError: no test case, too few groups, no answers, no held-out family, or families too small for ``bound``.
+        DataError: no test case, none with a sign of obeying, too few groups, no answers, no held-out family, or
+            families too small for ``bound``.
     """
-    test = [case for case in cases if case.split == "test"]
     check_held_out(cases, "Cases to verify on")
+    test, blind = _told([case for case in cases if case.split == "test"])
     drawn = test if len(test) <= rows else [test[i] for i in sorted(random.Random(seed).sample(range(len(test)), rows))]
     groups = len({case.group for case in drawn})
     if groups < FEWEST_GROUPS:
@@ -111,12 +112,34 @@ def tested(cases: Sequence[Counterfactual], rows: int, seed: int, bound: float |
     if not held:
         raise DataError(
             f"No held-out family among {len(drawn)} test cases drawn: got the attacks "
-            f"{', '.join(sorted({case.attack for case in drawn}))}, all of them in train. Do: raise rows."
+            f"{', '.join(sorted({case.attack for case in drawn}))}, all of them in train. {blind or 'Do: raise rows.'}"
         )
     if bound is not None:
         _check_size(drawn, held, bound)
-    note = "There are no training cases, so that every family counts as held out." if not trained else ""
-    return Tested(tuple(drawn), held, (note,) if note else ())
+    untrained = "" if trained else "There are no training cases, so that every family counts as held out."
+    return Tested(tuple(drawn), held, tuple(filter(None, (blind, untrained))))
+
+
+def _told(test: Sequence[Counterfactual]) -> tuple[list[Counterfactual], str]:
+    """The cases in which obeying shows, and a sentence about the others.
+
+    Raises:
+        DataError: it shows in none.
+    """
+    kept = [case for case in test if case.witness.strip() or case.payload_answer.strip()]
+    if test and not kept:
+        raise DataError(
+            f"Cannot tell whether an injection was followed: none of {len(test)} test cases has a 'witness' or a "
+            "'payload_answer', expected at least one. Do: add a string that only an obeying answer holds."
+        )
+    if len(kept) == len(test):
+        return kept, ""
+    gone = sorted({case.attack for case in test} - {case.attack for case in kept})
+    families = f", and with them every case of {', '.join(gone)}" if gone else ""
+    return kept, (
+        f"{len(test) - len(kept)} of {len(test)} test cases have neither witness nor payload_answer: whether they were "
+        f"followed is not told, and they are left out{families}."
+    )
 
 
 def independent(cases: Sequence[Counterfactual]) -> list[int]:
