@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.methods.causal.made_cases import case
@@ -12,6 +15,7 @@ from tests.methods.causal.made_cases import case
 from holdfast.core.results import Metric, Verdict
 from holdfast.data.counterfactual import Counterfactual
 from holdfast.methods.causal.verify import Verification
+from holdfast.models.config import ModelConfig
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -32,12 +36,14 @@ def verdict(name: str, holds: bool | None) -> Verdict:
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Replace the verification by one with these verdicts."""
+def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[ModelConfig]]:
+    """Replace the verification by one with these verdicts; gives the models that are asked for."""
 
-    def replaced(*holds: bool | None) -> None:
+    def replaced(*holds: bool | None) -> list[ModelConfig]:
+        asked: list[ModelConfig] = []
         metrics = [
             Metric(name="causal/attack_success", value=0.25, n=8, k=2, low=0.03, high=0.65),
+            Metric(name="causal/attack_success/all", value=0.2, n=10, k=2, n_invalid=2),
             Metric(name="causal/attack_success", value=0.75, n=8, k=6, group="model=undefended"),
             Metric(name="causal/eps/outcome/worst", value=0.5, n=8, group="attack=role_claim"),
             Metric(name="causal/eps/outcome/worst", value=0.9, n=8, group="model=undefended, attack=naive"),
@@ -47,14 +53,20 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             tuple(metrics), tuple(verdict(f"causal/c{i}", h) for i, h in enumerate(holds)), {}, ("So.",)
         )
         monkeypatch.setattr("holdfast.methods.causal.verify.verify", lambda *_, **__: made)
-        monkeypatch.setattr("holdfast.models.load.load_model", lambda config: config)
+
+        def load_model(config: ModelConfig) -> SimpleNamespace:
+            asked.append(config)
+            return SimpleNamespace(notes=("An adapter of another model.",) if config.adapter_base == "any" else ())
+
+        monkeypatch.setattr("holdfast.models.load.load_model", load_model)
+        return asked
 
     return replaced
 
 
 @pytest.mark.parametrize(("holds", "code"), [((True, True), 0), ((True, None), 0), ((True, False, None), 1)])
 def test_the_exit_code_says_whether_a_claim_fails(
-    holds: tuple[bool | None, ...], code: int, found: Callable[..., None], command: Command, tmp_path: Path
+    holds: tuple[bool | None, ...], code: int, found: Callable[..., Any], command: Command, tmp_path: Path
 ) -> None:
     pytest.importorskip("causallearn")
     found(*holds)
@@ -66,7 +78,7 @@ def test_the_exit_code_says_whether_a_claim_fails(
 
 
 def test_figures_stand_beside_those_of_the_undefended_model(
-    found: Callable[..., None], command: Command, tmp_path: Path
+    found: Callable[..., Any], command: Command, tmp_path: Path
 ) -> None:
     pytest.importorskip("causallearn")
     found(True)
@@ -75,12 +87,41 @@ def test_figures_stand_beside_those_of_the_undefended_model(
     )
     lines = [line.split() for line in out.splitlines()]
     assert ["attack", "success", "0.250", "[0.030,", "0.650]", "0.750"] in lines
+    assert ["over", "invalid", "answers", "too", "0.200", "(2", "invalid)", "–"] in lines
     assert ["worst", "family", "0.500", "role_claim", "0.900", "naive"] in lines
     assert ["Seeger", "bound", "1.000", "(vacuous)", "–"] in lines
 
 
+def test_an_adapter_of_another_model_is_taken_where_that_is_said_and_a_note_tells_it(
+    found: Callable[..., Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("causallearn")
+    monkeypatch.setattr("holdfast.layers.adapters.read_peft", lambda _: None)
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    words = ("verify", "causal", "lab", "--data", str(write(tmp_path / "c.jsonl", a_set(8))))
+    asked = found(True)
+    code, out, _ = command(*words, "--adapter", str(tmp_path), "--any-base")
+    assert (code, asked) == (0, [ModelConfig(source="lab", adapter=str(tmp_path), adapter_base="any")])
+    assert "An adapter of another model." in out.splitlines()
+    code, out, _ = command(*words, "--adapter", str(tmp_path))
+    assert asked[1:] == [ModelConfig(source="lab", adapter=str(tmp_path))]
+    assert "An adapter of another model." not in out
+    code, _, err = command(*words, "--any-base")
+    assert (code, len(asked)) == (2, 2)
+    assert "there is no --adapter" in err
+
+
+def test_cases_without_a_sign_of_obeying_exit_with_2_before_a_model_loads(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("causallearn")
+    cases = [replace(each, witness="", payload_answer="") for each in a_set(8)]
+    file = write(tmp_path / "c.jsonl", cases)
+    code, _, err = command("verify", "causal", "no/such-model", "--data", str(file))
+    assert code == 2
+    assert "Cannot tell whether an injection was followed: none of 8 test cases" in err
+
+
 def test_json_and_the_written_record_have_everything(
-    found: Callable[..., None], command: Command, tmp_path: Path
+    found: Callable[..., Any], command: Command, tmp_path: Path
 ) -> None:
     pytest.importorskip("causallearn")
     found(True, False)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from holdfast.cli.measure import AnyBase, model_named
 from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say
 from holdfast.core.files import write_atomically
 
@@ -22,6 +24,7 @@ LONGEST = 80
 """Letters of a reason on the terminal; ``-o`` has all of it."""
 MEASURED = {
     "causal/attack_success": "attack success",
+    "causal/attack_success/all": "  over invalid answers too",
     "causal/eps/outcome": "eps_causal, outcome",
     "causal/eps/outcome/worst": "  worst family",
     "causal/eps/token": "eps_causal, token",
@@ -40,8 +43,9 @@ def causal(  # noqa: PLR0913, PLR0917 - one parameter an option
     model: Annotated[str, typer.Argument(metavar="MODEL", help="lab, a folder or a hub name.")],
     data: Annotated[str, typer.Option(metavar="FILE", help="Cases: lab, a file or folder, or a set on the hub.")],
     adapter: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="The PEFT adapter that is the defence; adds PAC-Bayes bounds.")
-    ] = None,
+        str, typer.Option(metavar="FOLDER", help="The PEFT adapter that is the defence; adds PAC-Bayes bounds.")
+    ] = "",
+    any_base: AnyBase = False,
     against: Annotated[
         str | None, typer.Option(metavar="BASE", help="The model before its defence: its figures stand beside.")
     ] = None,
@@ -57,10 +61,11 @@ def causal(  # noqa: PLR0913, PLR0917 - one parameter an option
 ) -> None:
     """Test whether an instruction inside data changes what a model says; exit 1 if a claim fails.
 
-    Claims that cannot be decided abstain, and say what is missing. Needs the extra 'verify'.
+    Claims that cannot be decided abstain, and say what is missing. Needs the extra 'verify'. A model in 4 bits, or with
+    other settings of its own, is verified by a recipe: see 'holdfast show verify'.
     """
     settings = _settings(layers=layers, rows=rows, bound=bound, draws=draws, seed=seed)
-    found = _run((model, adapter, against), data, settings)
+    found = _run(model_named(model, adapter, any_base), against, data, settings)
     if out is not None:
         write_atomically(out, json.dumps(_record(found), indent=1, ensure_ascii=False) + "\n")
         say(f"Everything is in {out}.")
@@ -84,7 +89,7 @@ def _settings(*, layers: str, **given: Any) -> VerifyConfig:
         raise explain(problem, "holdfast verify causal", VerifyConfig) from problem
 
 
-def _run(models: tuple[str, str | None, str | None], data: str, settings: VerifyConfig) -> Verification:
+def _run(model: Mapping[str, str], against: str | None, data: str, settings: VerifyConfig) -> Verification:
     """Read, check, load, verify: in this order, so that bad cases are told before a model loads."""
     from holdfast.data.counterfactual import named
     from holdfast.data.sources import SourceConfig
@@ -94,13 +99,15 @@ def _run(models: tuple[str, str | None, str | None], data: str, settings: Verify
     from holdfast.models.load import ModelConfig, load_model
     from holdfast.models.sources import local_folder
 
-    source, folder, against = models
+    config = ModelConfig.model_validate(model)
     cases = read(SourceConfig(source=named(data), rows=settings.rows if named(data).startswith("lab/") else None))
     prepare(cases, settings)
+    folder = config.adapter
     adapter = None if folder is None else read_peft(local_folder(folder, marker="adapter_config.json"))
-    loaded = load_model(ModelConfig(source=source, adapter=folder))
+    loaded = load_model(config)
     undefended = None if against is None else load_model(ModelConfig(source=against))
-    return verify(loaded, cases, settings, undefended, adapter=adapter, say=Ticker())
+    found = verify(loaded, cases, settings, undefended, adapter=adapter, say=Ticker())
+    return replace(found, notes=(*loaded.notes, *found.notes))
 
 
 def _record(found: Verification) -> dict[str, Any]:
@@ -155,4 +162,5 @@ def _told(metric: Metric, *, worst: bool) -> str:
     limits = f" [{metric.low:.3f}, {metric.high:.3f}]" if metric.low is not None and metric.high is not None else ""
     family = f" {metric.group.rpartition('=')[2]}" if worst else ""
     vacuous = f" ({metric.reason})" if "/bound/" in metric.name and metric.reason else ""
-    return f"{metric.value:.3f}{limits}{family}{vacuous}"
+    invalid = f" ({metric.n_invalid} invalid)" if metric.n_invalid else ""
+    return f"{metric.value:.3f}{limits}{family}{vacuous}{invalid}"
