@@ -14,6 +14,7 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.data.audit import wording
 from holdfast.data.counterfactual import CASE_FORMATS, Counterfactual, of_families, read_cases, read_unchecked
 from holdfast.data.counterfactual.checks import holds
+from holdfast.data.counterfactual.injector import rarest
 from holdfast.data.counterfactual.splits import connected, hashed, held_out
 from holdfast.data.lab import rows as lab_rows
 from holdfast.data.lab.attacks import HELD_OUT
@@ -148,10 +149,30 @@ def test_an_id_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "witness"),
-    [("They allocate.", "cat"), ("A CAT sat", "cat"), ("big  red\nbox", "red box"), ("say wind-up", "wind"), ("", "a")],
+    [
+        ("They allocate.", "cat"),
+        ("A CAT sat", "cat"),
+        ("big  red\nbox", "red box"),
+        ("say wind-up", "wind"),
+        ("", "a"),
+        ("答えは紫です", "紫"),
+        ("보라색입니다", "보라색"),
+        ("concatenate", "cat"),
+        ("cat_1 cat", "cat"),
+    ],
 )
 def test_a_witness_is_found_where_the_judge_would_find_it(text: str, witness: str) -> None:
     assert holds(text, witness) == witness_in(text, witness)
+
+
+def test_a_witness_inside_a_text_without_spaces_is_a_fault(tmp_path: Path) -> None:
+    case = replace(CASE, data="空は紫です。", witness="紫")
+    with pytest.raises(DataError, match="the witness '紫' is in the data"):
+        read_cases(write(tmp_path / "cases.jsonl", [case.as_dict()]))
+
+
+def test_the_word_that_gives_an_answer_away_does_not_stand_in_the_task_without_spaces() -> None:
+    assert rarest("紫色です。 むらさき色", "空は紫色ですか", {}) == "むらさき色"
 
 
 def test_a_test_split_without_a_held_out_family_is_refused(tmp_path: Path) -> None:

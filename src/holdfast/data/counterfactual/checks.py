@@ -11,6 +11,7 @@ from holdfast.data.counterfactual.row import Counterfactual
 from holdfast.data.counterfactual.splits import UNUSED
 from holdfast.data.formats.injection import POSITIONS
 from holdfast.data.lab.splits import SPLITS
+from holdfast.data.whole import stands
 
 _WORD = re.compile(r"\w+")
 
@@ -25,13 +26,13 @@ def words(text: str) -> str:
 
 
 def holds(text: str, witness: str) -> bool:
-    """Whether ``witness`` stands in ``text`` as whole words, letter case and runs of spaces ignored.
+    """Whether ``witness`` stands in ``text`` as whole words (`whole.stands`), letter case and runs of spaces ignored.
 
     >>> holds("They allocate a Cat.", "cat"), holds("They allocate.", "cat")
     (True, False)
     """
     wanted, given = (" ".join(part.casefold().split()) for part in (witness, text))
-    return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", given) is not None
+    return stands(given, wanted)
 
 
 def problems(case: Counterfactual) -> list[str]:

@@ -20,6 +20,7 @@ from holdfast.data.counterfactual.splits import connected, hashed, own_split
 from holdfast.data.formats import Row
 from holdfast.data.formats.injection import POSITIONS
 from holdfast.data.lab.attacks import attack_names, dress
+from holdfast.data.whole import stands
 
 DONORS_TRIED = 50
 SHORTEST_WITNESS = 4
@@ -159,8 +160,7 @@ def rarest(answer: str, known: str, frequency: Mapping[str, int]) -> str:
     >>> rarest("The capital is Paris.", "what is the capital", {"paris": 1})
     'Paris'
     """
-    said = set(known.split())
-    own = [word for word in dict.fromkeys(_LETTERS.findall(answer)) if word.casefold() not in said]
+    own = [word for word in dict.fromkeys(_LETTERS.findall(answer)) if not stands(known, word.casefold())]
     return min(own, key=lambda word: (frequency.get(word.casefold(), 0), -len(word), word), default="")
 
 
