@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import AdapterError, ConfigError, LayerError, NumericsError, did_you_mean
+from holdfast.core.sizes import GRADIENT_ROWS
 from holdfast.curvature.passes import at_least_float32, full_precision
 from holdfast.curvature.samples import (
     Reduction,
@@ -44,8 +45,6 @@ from holdfast.models.load import LoadedModel
 
 Labels = Literal["empirical", "sampled"]
 """Whose labels the loss takes: the row's own, or one drawn from the model at each response position of the row."""
-BATCH = 16
-"""Rows of one forward and backward."""
 _CoreConsumer = Callable[[Layer, Sequence[int], Tensor, Tensor], None]
 """Called with a layer, the numbers of a batch's rows, and their ``a_btq`` and ``g_btp``, zero on padding."""
 Take = Callable[[str, Sequence[int], Tensor], None]
@@ -60,7 +59,7 @@ def core_gradients(
     labels: Labels = "empirical",
     loss: Reduction = "mean",
     seed: int = 0,
-    batch_size: int = BATCH,
+    batch_size: int = GRADIENT_ROWS,
 ) -> dict[str, Tensor]:
     """Each row's gradient with respect to the core coordinates of each layer, at the model's current weights.
 
@@ -115,7 +114,7 @@ def stream_core_gradients(
         ConfigError, DataError, LayerError, AdapterError, NumericsError: As `core_gradients`.
     """
     losses = _Loss(loaded, labels, "mean", seed)
-    _core_pass(loaded, rows, spaces, losses, _each_gradient(rows, take), BATCH)
+    _core_pass(loaded, rows, spaces, losses, _each_gradient(rows, take), GRADIENT_ROWS)
 
 
 def _each_gradient(rows: Sequence[Encoded], take: Take) -> _CoreConsumer:
@@ -135,7 +134,7 @@ def core_factors(
     labels: Labels = "empirical",
     loss: Reduction = "mean",
     seed: int = 0,
-    batch_size: int = BATCH,
+    batch_size: int = GRADIENT_ROWS,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The Kronecker factors of each layer's Fisher matrix in core coordinates, ``F ~ G (x) A``.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from holdfast.core.errors import ConfigError, DataError, LayerError, NumericsError, did_you_mean
+from holdfast.core.sizes import GRADIENT_ROWS
 from holdfast.curvature.passes import at_least_float32, check_pass, full_precision, longest_first, untouched
 from holdfast.data.batches import IGNORE, Batch, Encoded, collate
 from holdfast.layers.address import Layer, LayerMap
@@ -38,7 +39,7 @@ def sample_gradients(
     layers: LayerMap,
     consume: SampleConsumer,
     loss: Reduction = "mean",
-    batch_size: int = 16,
+    batch_size: int = GRADIENT_ROWS,
     basis: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Call ``consume`` once for each selected layer and each row with the gradient of that row's loss.

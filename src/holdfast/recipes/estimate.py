@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.config import report
+from holdfast.core.sizes import GRADIENT_ROWS
 from holdfast.evaluation.judges.config import build_judge
 from holdfast.evaluation.tasks import TaskConfig
 from holdfast.recipes import planning, token_weighting_needs
@@ -36,8 +37,6 @@ RUNTIME_BYTES = 500_000_000
 """Python with torch and transformers, before any model."""
 CONTEXT = 1024
 """Tokens a prompt and its answer are taken to have, for the key-value cache."""
-GRADIENT_BATCH = 16
-"""Rows of one forward and backward of an importance step."""
 VERIFY_BATCH = 16
 """Prompts that a verification decodes together."""
 LOG_BYTES = 2000
@@ -197,7 +196,7 @@ def _importance_needs(checks: Checks, step_id: str, step: ImportanceStep) -> Ste
         memory = model.weight_bytes + (planning.moments_bytes(layers, 1) + _hidden_bytes(model, rows) if rows else 0)
     else:
         weights = 1 if step.importance == "taylor" else 0
-        passes = model.training_bytes(tokens=GRADIENT_BATCH * planning.ROW_TOKENS, adapter=0)
+        passes = model.training_bytes(tokens=GRADIENT_ROWS * planning.ROW_TOKENS, adapter=0)
         memory = passes + (planning.HALVES * (2 if rows else 1) + weights) * scores
     disk = (planning.HALVES + bool(rows)) * scores
     return StepNeeds(step_id, step.do, model.parameters, 0, rows, RUNTIME_BYTES + memory, disk)

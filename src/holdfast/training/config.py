@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -79,6 +80,10 @@ class TrainConfig(Config):
     """Trackers beside the JSONL log that is always written."""
     seed: int = 0
     """Seed of order, dropout and new adapter weights."""
+
+    def steps_of(self, epoch: int) -> int:
+        """Optimizer steps of the whole training, where one pass over the rows has ``epoch``."""
+        return self.steps or ceil((self.epochs or 0) * epoch)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

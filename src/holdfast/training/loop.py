@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -177,7 +176,7 @@ class _Run:
         self.held_out: Batches | None = None
         if validation is not None:
             self.held_out = self._batches(encode(loaded, validation, config, self.notes), 1, shuffle=False)
-        self.steps = config.steps or math.ceil((config.epochs or 0) * self.data.steps_per_epoch)
+        self.steps = config.steps_of(self.data.steps_per_epoch)
         self.fingerprint = _fingerprint(config, encoded, guiding, loaded.fingerprint)
 
     def _batches(self, rows: Rows, accumulate: int, *, shuffle: bool) -> Batches:

@@ -62,7 +62,7 @@ def capacity(plan: CausalPlan, loaded: LoadedModel, train: TrainConfig, processe
         learnt_tokens=2 * sum(learnt),
         tokens=sum(map(sum, lengths.values())),
         longest=longest,
-        steps=train.steps or ceil((train.epochs or 0) * ceil(n / per_step)),
+        steps=train.steps_of(ceil(n / per_step)),
         memory_bytes=memory_bytes(_on_paper(loaded), train, len(with_gradients), longest, max(learnt)),
     )
 

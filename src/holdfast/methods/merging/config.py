@@ -157,6 +157,11 @@ class MergingConfig(Config):
         if self.rule == "average" and weights and sum(weights) == 0:
             raise ValueError("rule average divides by the sum of the weights, and it is 0; take task_arithmetic")
 
+    @property
+    def factored(self) -> bool:
+        """Whether rows are kept as two second moments a layer, in place of their gradients."""
+        return self.rule == "regmean" or self.fisher == "kfac"
+
     def with_last(self, weight: float, adapters: int) -> MergingConfig:
         """The same settings, checked anew, with another weight of the last of so many adapters.
 

@@ -14,8 +14,6 @@ from holdfast.methods.merging.rules import RULES
 FLOAT, DOUBLE = 4, 8
 ROW_TOKENS = 256
 """Tokens a row is taken to have."""
-GRADIENT_BATCH = 16
-"""Rows of one forward and backward."""
 FLOPS = {"cpu": 2e10, "cuda": 1e13}
 """Products and sums a second, of two cores and of one GPU: enough to tell seconds from hours."""
 LAYER_SECONDS = 0.01
@@ -59,7 +57,7 @@ class Base:
     parameters: int
     weight_bytes: int
     pass_bytes: int
-    """One forward and backward of `GRADIENT_BATCH` rows, the weights included."""
+    """One forward and backward of `GRADIENT_ROWS` rows, the weights included."""
     device: str = "cpu"
 
 
@@ -123,15 +121,11 @@ def result_rank(config: MergingConfig, shape: Shape) -> int:
     return min(usual if config.rank is None else config.rank, whole)
 
 
-def _factored(config: MergingConfig) -> bool:
-    return config.rule == "regmean" or (config.rule == "sst" and config.fisher == "kfac")
-
-
 def _evidence_bytes(config: MergingConfig, layers: Sequence[Shape], counts: Sequence[int]) -> tuple[int, int]:
     """Held until the merge is made, in memory and on disk."""
     if not counts:
         return 0, 0
-    if _factored(config):
+    if config.factored:
         return FLOAT * len(counts) * sum(p * p + q * q for p, q in (shape.core for shape in layers)), 0
     coordinates = sum(shape.coordinates for shape in layers)
     parts = sum(_parts_bytes(config, shape, counts[-1]) for shape in layers)
@@ -160,7 +154,7 @@ def _solving_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int]) -
     (p, q), d, n = shape.core, shape.coordinates, sum(counts)
     if config.rule in RULES:
         return 3 * FLOAT * shape.entries if RULES[config.rule].space == "dense" else 4 * DOUBLE * d * len(shape.ranks)
-    if _factored(config):
+    if config.factored:
         return DOUBLE * 8 * (d + len(counts) * (p * p + q * q))
     if config.rule in ("alignguard", "sst_projection"):
         return DOUBLE * (10 * d * d + n * d)
@@ -189,7 +183,7 @@ def _flops(config: MergingConfig, shape: Shape, counts: Sequence[int]) -> float:
         return found + (shape.entries * (20.0 * rank + 100.0 * len(shape.ranks)) if dense else 0.0)
     if config.rule == "regmean":
         return found + 2.0 * len(counts) * d * q + q**3
-    if _factored(config):
+    if config.factored:
         return found + STEPS * 2.0 * len(counts) * d * (p + q)
     spectrum = 2.0 * n * n * d + 25.0 * n**3 if len(counts) == 2 else 0.0
     if config.rule in ("alignguard", "sst_projection"):

@@ -95,13 +95,12 @@ def gather(
         NumericsError: a gradient is not finite.
     """
     d = sum(space.left_op.shape[1] * space.right_iq.shape[1] for space in spaces.values())
-    factored = config.rule == "regmean" or config.fisher == "kfac"
-    if not factored and gradient_bytes(sum(map(len, rows)), d) > HELD_BYTES:
+    if not config.factored and gradient_bytes(sum(map(len, rows)), d) > HELD_BYTES:
         return _on_disk(config, loaded, adapters, rows, spaces)
     found: dict[str, list[Evidence]] = {name: [] for name in spaces}
     for number, own in enumerate(rows):
         with _at(config.point or usual_point(config), loaded, adapters, number):
-            if factored:
+            if config.factored:
                 for name, (A_qq, G_pp) in core_factors(
                     loaded, own, spaces, labels=config.labels, seed=config.seed
                 ).items():

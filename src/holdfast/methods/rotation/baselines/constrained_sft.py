@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -100,7 +99,7 @@ def _warmed_up(config: ConstrainedSft, job: Job, rows: Rows) -> TrainConfig:
                 "Do: leave one of them out."
             )
         return train
-    steps = train.steps or math.ceil((train.epochs or 0) * _steps_per_epoch(train, rows))
+    steps = train.steps_of(_steps_per_epoch(train, rows))
     if config.warmup_steps >= steps:
         raise ConfigError(
             f"constrained_sft warms up for {config.warmup_steps} steps: got a training of {steps}, expected more. "
