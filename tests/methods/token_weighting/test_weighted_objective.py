@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import ConfigError, DataError, NumericsError
 from holdfast.data.batches import Batch, Encoded, collate
 from holdfast.data.examples import Example
-from holdfast.methods.token_weighting import gates
+from holdfast.methods.token_weighting import gates, maths
 from holdfast.methods.token_weighting.apply import apply
 from holdfast.methods.token_weighting.config import TokenWeightingConfig
 from holdfast.methods.token_weighting.objective import WeightedObjective
@@ -60,9 +60,9 @@ def gradients(model: nn.Module, terms: dict[str, Term], *more: nn.Module) -> dic
 
 
 def naive(
-    loaded: LoadedModel, objective: WeightedObjective, batch: Batch, weight_of: dict[tuple[str, int], float]
+    loaded: LoadedModel, objective: WeightedObjective, batch: Batch, weight_of: dict[int, dict[tuple[str, int], float]]
 ) -> dict[str, tuple[Tensor, float]]:
-    """Every head's weighted sum and the sum of its weights, by loops over rows and tokens."""
+    """Every head's weighted sum and the sum of its weights, by loops over rows and tokens; weights by horizon."""
     states = [loaded.model(**batch.model_inputs(), output_hidden_states=True).hidden_states[-1]]
     if objective.heads is not None:
         states = objective.heads(loaded.model, batch)
@@ -73,37 +73,98 @@ def naive(
         for line, name in enumerate(batch.row_ids):
             for t in range(h, batch.labels.shape[1]):
                 if batch.labels[line, t] >= 0 and batch.owner[line, t] == batch.owner[line, t - h]:
-                    weight = weight_of[name, t]
+                    weight = weight_of[h][name, t]
                     total = total - weight * logp[line, t - h, batch.labels[line, t]]
                     divisor += weight
         out[f"head_{h}"] = (total, divisor)
     return out
 
 
-@pytest.mark.parametrize("kind", ["medusa", "parallel", "sequential"])
-def test_every_heads_loss_and_all_gradients_equal_loops_in_float64(kind: str) -> None:
-    """Rows short enough that labels vanish at the far horizon, and tokens of weight 0."""
+def placed(batch: Batch, value_n: Tensor) -> dict[tuple[str, int], float]:
+    """A value of each learnt token, by its row and place; a line holds one row."""
+    where = (batch.labels >= 0).nonzero().tolist()
+    return {(batch.row_ids[line], t): float(v) for (line, t), v in zip(where, value_n, strict=True)}
+
+
+def by_rank(score: dict[tuple[str, int], float], keep: float) -> dict[tuple[str, int], float]:
+    """1 over the share on the tokens of a row that have the highest scores, 0 on the others."""
+    best = sorted(score, key=lambda at: -score[at])[: max(1, int(keep * len(score) + 0.5))]
+    return {at: len(score) / len(best) if at in best else 0.0 for at in score}
+
+
+def at_mean_one(weight: dict[tuple[str, int], float]) -> dict[tuple[str, int], float]:
+    """The weights of a row at mean 1, or all 0."""
+    mean = sum(weight.values()) / max(1, len(weight))
+    return {at: each / mean if mean else 0.0 for at, each in weight.items()}
+
+
+def weights_by_loops(
+    loaded: LoadedModel, objective: WeightedObjective, batch: Batch
+) -> dict[int, dict[tuple[str, int], float]]:
+    """Weights of a hard share of rho1 for each head, row by row, in float64 and then rounded to float32.
+
+    Of a control the first head's are those that it drew: what they must be is tested elsewhere.
+    """
+    keys = objective.plan.config
+    reference = placed(batch, objective.plan.values_n.double())
+    drawn = placed(batch, objective._watch._weights[0].double()) if keys.is_control else {}
+    assert objective.heads is not None
+    out: dict[int, dict[tuple[str, int], float]] = {}
+    for h, state in enumerate(objective.heads(loaded.model, batch), start=1):
+        logp, out[h] = loaded.model.lm_head(state).log_softmax(-1).detach(), {}
+        for line, name in enumerate(batch.row_ids):
+            sees = [t for t in range(h, batch.labels.shape[1]) if batch.labels[line, t] >= 0]
+            loss = {(name, t): -float(logp[line, t - h, batch.labels[line, t]]) for t in sees}
+            if keys.horizon_weights == "shared" and h > 1:
+                own = at_mean_one({at: out[1][at] for at in loss})
+            elif drawn:
+                own = {at: drawn[at] for at in loss}
+            else:
+                own = by_rank({at: loss[at] - reference[at] for at in loss}, keys.keep)
+            out[h] |= own
+    return {h: {at: float(torch.tensor(w).float()) for at, w in each.items()} for h, each in out.items()}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"scorer": "column", "heads": "medusa"},
+        {"scorer": "column", "heads": "parallel"},
+        {"scorer": "column", "heads": "sequential"},
+        {"heads": "medusa"},
+        {"heads": "sequential", "keep": 0.3},
+        {"scorer": "shuffled", "heads": "parallel"},
+        {"scorer": "random_matched", "heads": "medusa"},
+        {"heads": "parallel", "horizon_weights": "per_head"},
+    ],
+    ids=lambda keys: " ".join(map(str, keys.values())),
+)
+def test_every_heads_loss_and_all_gradients_equal_loops_in_float64(keys: dict[str, Any]) -> None:
+    """Rows short enough that labels vanish at the far horizon, and tokens of weight 0.
+
+    Weights that follow the model are divided by the number of tokens, also of a row whose weighted tokens a head does
+    not see: it is known before the forward pass.
+    """
     loaded = trained()
     rows = [*few(4), Example("short", (), "ab")]
-    column = column_of(loaded, rows)
-    config = TokenWeightingConfig(scorer="column", horizon=4, heads=kind, lambda_heads=0.5)
-    objective = apply(loaded, plan(config, loaded, rows, column=column))
+    objective = objective_of(loaded, rows, horizon=4, lambda_heads=0.5, **keys)
     wide(loaded, objective)
+    objective.begin(9, 10)
     batch = batch_of(loaded, rows)
-    made = objective.plan
-    place = {
-        (name, int(t)): float(made.row(n)[i])
-        for n, name in enumerate(batch.row_ids)
-        for i, t in enumerate((batch.labels[n] >= 0).nonzero()[:, 0])
-    }
     assert objective.heads is not None
     announced = objective.weights(batch)
     terms = objective(loaded.model, batch)
     found = gradients(loaded.model, terms, objective.heads)
     of_heads = {name: p.grad.clone() for name, p in objective.heads.named_parameters() if p.grad is not None}
-    expected = naive(loaded, objective, batch, place)
-    for name, (total, divisor) in expected.items():
+    if objective.plan.config.follows:
+        weight_of = weights_by_loops(loaded, objective, batch)
+    else:
+        weight_of = dict.fromkeys(range(1, 5), placed(batch, objective.plan.values_n))
+    expected = naive(loaded, objective, batch, weight_of)
+    for name, (total, summed) in expected.items():
         factor = 1.0 if name == "head_1" else 0.5
+        follows = objective.plan.config.follows
+        divisor = len(weight_of[int(name.removeprefix("head_"))]) if follows else summed
         assert terms[name].weight == announced[name] == pytest.approx(divisor, rel=1e-6)
         assert_close(terms[name].sum, factor * total, "float64")
     again = {name: Term((1 if name == "head_1" else 0.5) * t, terms[name].weight) for name, (t, _) in expected.items()}
@@ -164,10 +225,9 @@ def test_weights_that_follow_the_model_carry_no_gradient(kind: str) -> None:
     objective.begin(0, 1)
     found = gradients(loaded.model, objective(loaded.model, batch))
     weight_n = objective._watch._weights[0]
-    where = (batch.labels >= 0).nonzero().tolist()
-    place = {(batch.row_ids[line], t): float(w) for (line, t), w in zip(where, weight_n, strict=True)}
+    place = placed(batch, weight_n)
     assert len({round(w, 6) for w in place.values()}) > 1
-    (total, divisor) = naive(loaded, objective, batch, place)["head_1"]
+    (total, divisor) = naive(loaded, objective, batch, {1: place})["head_1"]
     assert divisor == pytest.approx(len(weight_n), rel=1e-6)
     for name, gradient in gradients(loaded.model, {"head_1": Term(total, float(len(weight_n)))}).items():
         assert_close(found[name], gradient, "float32")
@@ -249,6 +309,18 @@ def test_shares_over_a_step_need_one_forward_pass() -> None:
         objective.weights(batch)
 
 
+def test_shares_over_a_step_need_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = trained()
+    objectives = [objective_of(loaded, few(), **keys) for keys in ({"scope": "batch"}, {"scope": "sequence"})]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for objective in objectives:
+        objective.begin(0, 2)
+    with pytest.raises(ConfigError, match=r"scope: batch .* must be one forward pass: got 2 processes"):
+        objectives[0].weights(batch_of(loaded, few()))
+    assert objectives[1].weights(batch_of(loaded, few()))
+
+
 def test_figures_are_those_of_the_tokens_of_the_step() -> None:
     loaded = trained()
     objective = objective_of(loaded, few(8), horizon=2, heads="medusa")
@@ -278,5 +350,20 @@ def test_weights_on_a_few_tokens_stop_the_run() -> None:
 def test_weights_that_are_no_numbers_name_the_row_unless_the_loss_is_none() -> None:
     weight_n, row_n = torch.tensor([1.0, float("nan"), 1.0]), torch.tensor([0, 1, 1])
     with pytest.raises(NumericsError, match=r"1 of 3 token weights are not numbers: got nan, first in row 'b'"):
-        gates.check_numbers(weight_n, row_n, ["a", "b"], None)
-    gates.check_numbers(weight_n, row_n, ["a", "b"], torch.tensor([0.0, float("nan"), 0.0]))
+        gates.check_numbers("weights", weight_n, row_n, ["a", "b"], None)
+    gates.check_numbers("weights", weight_n, row_n, ["a", "b"], torch.tensor([0.0, float("nan"), 0.0]))
+
+
+def test_a_score_that_is_no_number_names_its_own_row_and_not_the_first_of_the_step() -> None:
+    loaded, rows = trained(), few(4)
+    objective = objective_of(loaded, rows, scope="batch", soft=1.0)
+    objective.plan.values_n[-1] = torch.nan
+    with pytest.raises(NumericsError, match=rf"1 of \d+ token scores are not numbers: .* in row '{rows[-1].id}'"):
+        objective(loaded.model, batch_of(loaded, rows))
+
+
+def test_an_effective_share_that_is_no_number_stops_the_run() -> None:
+    for weights in ([0.0, 0.0], [1.0, float("nan")]):
+        with pytest.raises(NumericsError, match=r"have collapsed: got an effective sample size of nan% of 2"):
+            gates.check_share(maths.effective_share(torch.tensor(weights)), 2)
+    gates.check_share(gates.LEAST_SHARE, 2)

@@ -34,6 +34,8 @@ def test_what_is_given_for_nothing_is_the_hard_share_of_the_excess_by_row() -> N
         ({"horizon": 2, "scorer": "shuffled", "horizon_weights": "per_head"}, "horizon_weights has no effect with"),
         ({"seed": 3}, "seed has no effect with horizon: 1"),
         ({"clip": (1.5, 3)}, "clip should be"),
+        ({"scorer": "contrast", "clip": (0.1, 3)}, r"clip should begin at 0 with scorer: contrast \(got 0.1\)"),
+        ({"scorer": "shuffled", "of": "contrast", "clip": (0.1, 3)}, "clip should begin at 0"),
         ({"horizon": 2, "warmup": 0.7, "ramp": 0.7}, "at most 1 together"),
     ],
 )

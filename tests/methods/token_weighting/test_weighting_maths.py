@@ -118,6 +118,38 @@ def test_random_weights_match_mean_and_spread_after_clipping_and_nothing_else() 
     assert abs(correlation) < 4 / n**0.5
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_random_weights_match_a_share_of_short_rows_also_where_one_token_has_all_weight(size: int) -> None:
+    rows = 100
+    score_n = torch.randn(rows * size, generator=torch.Generator().manual_seed(size))
+    row_n = torch.arange(rows).repeat_interleave(size)
+    keys = [bytes([row]) for row in range(rows)]
+    for keep in (0.2, 0.4, 0.6):
+        plain = weigh(TokenWeightingConfig(keep=keep), score_n, row_n, keys).weight_n
+        drawn = weigh(TokenWeightingConfig(scorer="random_matched", keep=keep), score_n, row_n, keys).weight_n
+        assert_close(maths.spread(drawn, row_n), maths.spread(plain, row_n))
+        assert_close(maths.sums(drawn, row_n) / size, torch.ones(rows))
+
+
+def test_a_row_that_stands_there_again_has_the_same_weights_though_a_share_ends_between_its_copies() -> None:
+    """Copies that the model scored in other batches differ in the last digits."""
+    row_n = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    score_n = torch.tensor([1.0, 2.0, 1.5, 0.0, 1.0 + 1e-6, 2.0 - 1e-6, 1.0, 2.0])
+    for keep in (0.2, 0.4, 0.6, 0.8):
+        for scorer in ("contrast", "shuffled", "random_matched"):
+            of = {} if scorer == "contrast" else {"of": "contrast"}
+            config = TokenWeightingConfig(scorer=scorer, keep=keep, **of)
+            made = weigh(config, score_n, row_n, [b"a", b"b", b"a", b"a"]).weight_n
+            assert torch.equal(made[:2], made[4:6]), (keep, scorer)
+            assert torch.equal(made[:2], made[6:]), (keep, scorer)
+            assert_close(made.mean(), torch.tensor(1.0))
+
+
+def test_bounds_hold_nothing_back_where_one_token_has_all_weight() -> None:
+    raw_n = torch.tensor([1.0] + [0.0] * 99)
+    assert maths.bounded(raw_n, torch.zeros(100, dtype=torch.long), (0.0, 2.0)).weight_n.max() == 100
+
+
 def test_a_control_is_the_same_for_a_row_wherever_it_stands() -> None:
     score_n = scores()
     for scorer in ("shuffled", "random_matched"):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ from tests.close import assert_close
 from tests.methods.token_weighting.weighted_cases import batch_of, column_of, few, planned
 from tests.zoo import tiny
 
-from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.errors import ConfigError, DataError, NumericsError
 from holdfast.data.examples import Example, Message
+from holdfast.methods.token_weighting import plan as planning
 from holdfast.methods.token_weighting.apply import apply
 from holdfast.methods.token_weighting.config import TokenWeightingConfig
 from holdfast.methods.token_weighting.critic import Critic, score_rows
 from holdfast.methods.token_weighting.critic_config import CriticConfig
 from holdfast.methods.token_weighting.critic_figures import Figures
 from holdfast.methods.token_weighting.plan import plan, training_rows
+from holdfast.methods.token_weighting.reference import learnt_tokens
 from holdfast.methods.token_weighting.store import load_plan, save_plan
 from holdfast.models.heads import ValueHead
 
@@ -108,7 +111,9 @@ def test_a_table_and_notes_say_how_weights_are_spread(tmp_path: Path) -> None:
         (lambda w: [-1.0, *w[1:]], r"hold -1.0, expected numbers of 0 or more"),
         (lambda w: ["a", *w[1:]], "hold 'a'"),
         (lambda w: [float("nan"), *w[1:]], "hold nan"),
-        (lambda w: "0.5", "has no weights: got '0.5'"),
+        (lambda w: [1e39, *w[1:]], r"hold 1e\+39, expected numbers of 0 or more, at most 3.4e\+38"),
+        (lambda w: [10**400, *w[1:]], "hold 1000"),
+        (lambda w: "0.5", "has no weights: got '0.5', .* CSV holds no lists"),
         (lambda w: None, "has no weights: got none"),
     ],
 )
@@ -127,6 +132,34 @@ def test_rows_of_the_same_tokens_with_other_weights_are_refused() -> None:
     column["b"] = [weight + 1 for weight in column["b"]]
     with pytest.raises(DataError, match="Rows 'a' and 'b' are the same tokens with other weights"):
         plan(TokenWeightingConfig(scorer="column"), loaded, rows, column=column)
+
+
+@pytest.mark.parametrize("keys", [{"scorer": "contrast"}, {"scope": "dataset"}])
+def test_rows_that_repeat_weigh_in_training_what_they_weigh_in_the_plan(keys: dict[str, Any]) -> None:
+    loaded = tiny("llama")
+    rows = [replace(row, id=f"{row.id}-{copy}") for copy in range(4) for row in few(3)]
+    for keep in (0.05, 0.1, 0.3):
+        made = planned(loaded, rows, keep=keep, **keys)
+        used = [made.row(made.numbers()[key]) for key in made.keys]
+        assert torch.equal(torch.cat(used), made.values_n)
+        assert_close(made.values_n.mean(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("keys", [{}, {"scope": "dataset"}])
+def test_a_score_that_is_no_number_names_its_own_row(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the first of those whose mean it would spoil."""
+    loaded, rows, plain = tiny("llama"), few(6), planning.look
+
+    def look(model: Any, batch: Any, **options: Any) -> Any:
+        loss_n, entropy_n = plain(model, batch, **options)
+        return loss_n.index_fill(0, torch.tensor(len(loss_n) - 1), torch.nan), entropy_n
+
+    monkeypatch.setattr(planning, "look", look)
+    start = torch.full((sum(learnt_tokens(loaded.chat.training(row)) for row in rows),), 1.0)
+    start[-1] = torch.nan
+    monkeypatch.setattr(planning._Sources, "losses", lambda *_, **__: start)
+    with pytest.raises(NumericsError, match=rf"1 of \d+ token scores are not numbers: .* in row '{rows[-1].id}'"):
+        planned(loaded, rows, soft=1.0, **keys)
 
 
 def test_what_a_scorer_needs_and_does_not_read_is_said() -> None:

@@ -81,6 +81,10 @@ class TokenWeightingConfig(Config):
         low, high = self.clip
         if not 0 <= low < 1 < high:
             raise ValueError(f"clip should be a number from 0 to 1 and one above 1 (got {low:g} and {high:g})")
+        if low and self.base == "contrast":
+            raise ValueError(
+                f"clip should begin at 0 with scorer: contrast (got {low:g}): tokens that teach harm weigh nothing"
+            )
         if self.warmup + self.ramp > 1:
             raise ValueError(f"warmup and ramp should be at most 1 together (got {self.warmup + self.ramp:g})")
         if self.is_control and self.base == "uniform":

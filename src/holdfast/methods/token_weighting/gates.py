@@ -17,19 +17,23 @@ LEAST_SHARE = 0.05
 _UNCHANGED = "The model's weights are those before the step."
 
 
-def check_numbers(weight_n: Tensor, row_n: Tensor, rows: Sequence[str], loss_n: Tensor | None) -> None:
-    """Weights are numbers; where the model's own loss is none, the loop says so and names the rows.
+def check_numbers(what: str, value_n: Tensor, row_n: Tensor, rows: Sequence[str], loss_n: Tensor | None) -> None:
+    """Scores or weights are numbers; where the model's own loss is none, the loop says so and names the rows.
 
+    Scores go first: a mean spreads one that is no number over the weights of all rows that share it.
+
+    Args:
+        what: For people.
     Raises:
-        NumericsError: names the first row with a weight that is none.
+        NumericsError: names the first row with a value that is none.
     """
-    bad_n = ~weight_n.isfinite()
+    bad_n = ~value_n.isfinite()
     if loss_n is not None and not bool(loss_n.isfinite().all()):
         return
     if bool(bad_n.any()):
         row = rows[int(row_n[bad_n][0])]
         raise NumericsError(
-            f"{int(bad_n.sum())} of {len(weight_n)} token weights are not numbers: got {float(weight_n[bad_n][0])}, "
+            f"{int(bad_n.sum())} of {len(value_n)} token {what} are not numbers: got {float(value_n[bad_n][0])}, "
             f"first in row {row!r}. {_UNCHANGED} Do: plan again, and look at this row."
         )
 
@@ -90,9 +94,9 @@ def check_share(share: float, n: int) -> None:
     Raises:
         NumericsError: with the share and the least one.
     """
-    if share < LEAST_SHARE:
+    if not share >= LEAST_SHARE:  # a share that is no number is not enough either
         raise NumericsError(
             f"Token weights have collapsed: got an effective sample size of {share:.1%} of {n} learnt tokens, expected "
-            f"at least {LEAST_SHARE:.0%}. {_UNCHANGED} Do: raise keep or soft, lower the upper bound of clip, or give "
-            "a step more rows."
+            f"at least {LEAST_SHARE:.0%}. {_UNCHANGED} Do: raise keep or soft (with a scorer that reads neither, "
+            "lower the upper bound of clip), or give a step more rows."
         )

@@ -20,8 +20,9 @@ from holdfast.core.errors import NumericsError
 EXTREME = 5.0
 """A weight beyond this counts as extreme."""
 _HALVINGS = 50
-_SPREADS = 12
-"""Doublings of the spread, from 1/16, that `matched_weights` tries."""
+_SPREADS = 40
+"""Doublings of the spread, from 1/16, that `matched_weights` tries: to the end all weight of a unit is on its highest
+draw, also where the next one is within 1e-8 of it."""
 
 
 def excess(model_n: Tensor, reference_n: Tensor) -> Tensor:
@@ -78,9 +79,14 @@ def top_share(score_n: Tensor, unit_n: Tensor, keep: float) -> Tensor:
 
 def soft_share(score_n: Tensor, unit_n: Tensor, temperature: float) -> Tensor:
     """``exp(score / temperature)``, each unit divided by its highest, ``(n,)``."""
+    return (below_highest(score_n, unit_n) / temperature).exp()
+
+
+def below_highest(score_n: Tensor, unit_n: Tensor) -> Tensor:
+    """Each score minus the highest of its unit, ``(n,)``."""
     units = int(unit_n.max()) + 1 if len(unit_n) else 0
     highest_u = score_n.new_full((units,), -torch.inf).scatter_reduce(0, unit_n, score_n, "amax")
-    return ((score_n - highest_u[unit_n]) / temperature).exp()
+    return score_n - highest_u[unit_n]
 
 
 def sums(value_n: Tensor, unit_n: Tensor) -> Tensor:
@@ -105,7 +111,10 @@ class Weights:
 
 
 def bounded(raw_n: Tensor, unit_n: Tensor, clip: tuple[float, float]) -> Weights:
-    """Mean 1, held between the two numbers of ``clip``, mean 1 again; the last may lead beyond a bound a little.
+    """Mean 1, held between the two numbers of ``clip``, mean 1 again.
+
+    The last may lead far beyond a bound: one token of 100 that weighs anything weighs 100 whatever the upper one, for
+    weights have mean 1 before all else. Bounds hold back a few weights among many, not a hard share of the tokens.
 
     A unit that is 0 throughout stays so, whatever the lower bound.
     """
@@ -126,6 +135,7 @@ def matched_weights(normal_n: Tensor, unit_n: Tensor, target_u: Tensor, clip: tu
     r"""Random weights of mean 1 with the spread ``target_u`` in each unit **after** clipping, ``(n,)``.
 
     ``bounded(exp(a z))`` with the smallest ``a`` of each unit that reaches the spread, by doubling and then halving.
+    Without bounds the spread goes to that of one token with all weight, which is what a share of one token has.
 
     Args:
         normal_n: Standard normal draws ``z``.
@@ -134,8 +144,10 @@ def matched_weights(normal_n: Tensor, unit_n: Tensor, target_u: Tensor, clip: tu
         NumericsError: the bounds leave no room for that spread.
     """
 
+    below_n = below_highest(normal_n.double(), unit_n)  # so that no exponential overflows
+
     def drawn(a_u: Tensor) -> Tensor:
-        return bounded((a_u[unit_n] * normal_n.double()).exp(), unit_n, clip).weight_n
+        return bounded((a_u[unit_n] * below_n).exp(), unit_n, clip).weight_n
 
     low_u, high_u = torch.zeros_like(target_u), torch.zeros_like(target_u)
     missing_u = spread(drawn(high_u), unit_n) < target_u

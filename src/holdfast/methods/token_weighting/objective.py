@@ -265,8 +265,10 @@ class WeightedObjective(Composable):
         entropy_n = view.entropies() if self._config.base == "entropy" else None
         seen = scorers.Seen(view.losses().detach(), reference_n, entropy_n)
         row_n = learnt.row_n.to(view.sees_n.device)[view.sees_n]
-        made = scorers.weigh(self._config, scorers.FOLLOWING[self._config.base](seen), row_n, learnt.keys)
-        check_numbers(made.weight_n, row_n, learnt.names, seen.loss_n)
+        score_n = scorers.FOLLOWING[self._config.base](seen)
+        check_numbers("scores", score_n, row_n, learnt.names, seen.loss_n)
+        made = scorers.weigh(self._config, score_n, row_n, learnt.keys)
+        check_numbers("weights", made.weight_n, row_n, learnt.names, seen.loss_n)
         return made
 
     def _shares(self, learnt: _Learnt, weights_n: Tensor, view: _View) -> Tensor:

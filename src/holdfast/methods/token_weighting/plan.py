@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 256
 """Rows, the first ones, whose weights before training are summed up where weights follow the model."""
+LARGEST = torch.finfo(torch.float32).max
+"""Weight in a column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +184,10 @@ def _weighed(
     row_n = _row_numbers(rows)
     if config.base == "uniform":
         return found.stored_n, summary(torch.ones(len(row_n))), len(row_n)
+    names = [row.id for row in rows]
+    check_numbers("scores", found.score_n, row_n, names, None)
     made = scorers.weigh(config, found.score_n.float(), row_n, keys)
-    check_numbers(made.weight_n, row_n, [row.id for row in rows], None)
+    check_numbers("weights", made.weight_n, row_n, names, None)
     _check_any(made.weight_n)
     return made.weight_n, summary(made.weight_n, made.clipped_n), len(row_n)
 
@@ -308,22 +312,24 @@ def column_of(column: Mapping[str, Sequence[float]], row: Encoded) -> Tensor:
     """The user's weights of a row.
 
     Raises:
-        DataError: there are none, not as many as learnt tokens, or one is negative or not a number.
+        DataError: there are none, not as many as learnt tokens, or one is negative or no number that float32 holds.
     """
     given: Any = column.get(row.id)
     size = learnt_tokens(row)
     if given is None or isinstance(given, str) or not isinstance(given, Sequence):
         got = "none" if given is None else repr(given)
-        raise DataError(f"Row {row.id!r} has no weights: got {got}, expected a list of {size} numbers. Do: fill it in.")
+        advice = "give the rows as JSONL or Parquet; CSV holds no lists" if isinstance(given, str) else "fill it in"
+        raise DataError(f"Row {row.id!r} has no weights: got {got}, expected a list of {size} numbers. Do: {advice}.")
     if len(given) != size:
         raise DataError(
             f"The weights of row {row.id!r} are of the wrong length: got {len(given)}, expected {size}, one for each "
             "learnt token, its end of turn among them. Do: correct them."
         )
     for number in given:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < float("inf"):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= LARGEST:
             raise DataError(
-                f"The weights of row {row.id!r} hold {number!r}, expected numbers of 0 or more. Do: correct it."
+                f"The weights of row {row.id!r} hold {number!r}, expected numbers of 0 or more, at most {LARGEST:.1e}. "
+                "Do: correct it."
             )
     return torch.tensor(given, dtype=torch.float32)
 
@@ -355,7 +361,9 @@ def _before_training(
         stored_n[: len(loss_n)].float() if len(stored_n) else None,
         torch.cat(entropies) if entropies else None,
     )
-    made = scorers.weigh(config, scorers.FOLLOWING[config.base](seen), _row_numbers(first), keys)
+    score_n, row_n = scorers.FOLLOWING[config.base](seen), _row_numbers(first)
+    check_numbers("scores", score_n, row_n, [row.id for row in first], None)
+    made = scorers.weigh(config, score_n, row_n, keys[: len(first)])
     return summary(made.weight_n, made.clipped_n), len(loss_n)
 
 

@@ -47,16 +47,20 @@ FOLLOWING: dict[str, Callable[[Seen], Tensor]] = {
 def weigh(config: TokenWeightingConfig, score_n: Tensor, row_n: Tensor, keys: Sequence[bytes]) -> maths.Weights:
     """The weights of tokens from their scores: selection, mean 1, bounds, mean 1, then a control.
 
+    Rows of one key are one row that stands there several times: scored once, and kept or left out together, though a
+    share would end between them.
+
     Args:
         row_n: The number of each token's row, ascending.
         keys: Of every row, from which a control draws: the same for a row wherever it stands.
     """
     unit_n = row_n if config.unit == "sequence" else torch.zeros_like(row_n)
-    score_n = score_n.detach()
+    first_n = _firsts(row_n, keys)
+    score_n = score_n.detach()[first_n]
     if not config.selects:
         raw_n = score_n
     elif config.soft is None:
-        raw_n = maths.top_share(score_n, unit_n, config.keep)
+        raw_n = maths.top_share(score_n, unit_n, config.keep)[first_n]
     else:
         raw_n = maths.soft_share(score_n, unit_n, config.soft)
     made = maths.bounded(raw_n, unit_n, config.clip)
@@ -68,6 +72,16 @@ def weigh(config: TokenWeightingConfig, score_n: Tensor, row_n: Tensor, keys: Se
         drawn_n = maths.matched_weights(normal_n, unit_n, maths.spread(made.weight_n, unit_n), config.clip)
         return maths.Weights(drawn_n, torch.zeros_like(made.clipped_n))
     return made
+
+
+def _firsts(row_n: Tensor, keys: Sequence[bytes]) -> Tensor:
+    """The place of each token, in the first row with the key of its own row."""
+    first: dict[bytes, int] = {}
+    same_r = torch.tensor([first.setdefault(key, row) for row, key in enumerate(keys)], dtype=torch.long)
+    same_r = same_r.to(row_n.device)
+    size_r = row_n.bincount(minlength=len(keys))
+    start_r = size_r.cumsum(0) - size_r
+    return torch.arange(len(row_n), device=row_n.device) + (start_r[same_r] - start_r)[row_n]
 
 
 def _dice(seed: int, key: bytes) -> torch.Generator:
