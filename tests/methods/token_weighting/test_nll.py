@@ -322,3 +322,13 @@ def test_kernels_agree_with_float64_on_the_device(backend: Backend) -> None:
         found.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
     for got, exact in zip(*found, strict=True):
         assert float((got.double() - exact).norm() / exact.norm()) < 0.02
+
+
+@pytest.mark.parametrize("token", [7, -1])
+def test_a_token_outside_the_vocabulary_is_named(token: int) -> None:
+    hidden_nd, weight_vd, targets_n = torch.randn(3, 4), torch.randn(7, 4), torch.tensor([0, token, -100])
+    sentence = rf"the loss of token {token}: expected one of 0 to 6, or -100"
+    with pytest.raises(ConfigError, match=sentence):
+        per_token_nll(hidden_nd, weight_vd, targets_n)
+    with pytest.raises(ConfigError, match=sentence):
+        weighted_nll(hidden_nd, weight_vd, targets_n, torch.ones(3))

@@ -57,10 +57,10 @@ def per_token_nll(  # noqa: PLR0913 - independent keywords
     Returns:
         ``(n,)``, float32, float64 where the products are.
     Raises:
-        ConfigError: shapes do not fit, or the backend cannot do this here.
+        ConfigError: shapes do not fit, a target is none of the vocabulary, or the backend cannot do this here.
         MissingExtra: the backend is not installed.
     """
-    _check_shapes(hidden_nd, lm_weight_vd, targets_n, bias)
+    _check(hidden_nd, lm_weight_vd, targets_n, bias)
     rows_k = _kept(targets_n, weights_n)
     hidden_kd, targets_k = _rows(hidden_nd, rows_k), _rows(targets_n, rows_k)
     parts = _Parts.of(hidden_kd, lm_weight_vd, targets_k, bias, chunk, softcap)
@@ -98,11 +98,11 @@ def weighted_nll(
     Returns:
         A scalar with a gradient, and ``(n,)`` without, 0 for rows that are left out; float32 (float64).
     Raises:
-        ConfigError: shapes do not fit.
+        ConfigError: shapes do not fit, or a target is none of the vocabulary.
     Reference:
         Hsu et al., Liger Kernel: Efficient Triton Kernels for LLM Training, 2024, section 3.2.
     """
-    _check_shapes(hidden_nd, lm_weight_vd, targets_n, bias)
+    _check(hidden_nd, lm_weight_vd, targets_n, bias)
     rows_k = _kept(targets_n, weights_n)
     hidden_kd, targets_k = _rows(hidden_nd, rows_k), _rows(targets_n, rows_k)
     parts = _Parts.of(hidden_kd, lm_weight_vd, targets_k, bias, chunk, softcap)
@@ -112,13 +112,19 @@ def weighted_nll(
     return total, _spread(nll_k, rows_k, len(targets_n))
 
 
-def _check_shapes(hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, bias_v: Tensor | None) -> None:
+def _check(hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, bias_v: Tensor | None) -> None:
     v, d = weight_vd.shape
     if hidden_nd.shape != (len(targets_n), d) or (bias_v is not None and bias_v.shape != (v,)):
         raise ConfigError(
             f"Cannot take the loss of tokens: got hidden states {tuple(hidden_nd.shape)} for {len(targets_n)} targets, "
             f"a weight {(v, d)} and a bias {None if bias_v is None else tuple(bias_v.shape)}; expected (rows, width), "
             "(vocabulary, width) and (vocabulary,)."
+        )
+    strange_n = (targets_n >= v) | ((targets_n < 0) & (targets_n != IGNORE))
+    if bool(strange_n.any()):
+        raise ConfigError(
+            f"Cannot take the loss of token {int(targets_n[strange_n][0])}: expected one of 0 to {v - 1}, or {IGNORE} "
+            "for none. Do: give the tokenizer of the model."
         )
 
 
