@@ -17,6 +17,7 @@ from holdfast.core.files import sha256_of
 from holdfast.core.results import StepRecord
 from holdfast.methods.token_weighting import reference as references
 from holdfast.models.build import new_model
+from holdfast.models.heads import Heads
 from holdfast.recipes.estimate import estimate
 from holdfast.recipes.run import Choice, run_recipe
 from holdfast.recipes.schema import parse_recipe
@@ -231,16 +232,24 @@ def test_check_finds_it_before_a_model_loads(places: dict[str, str], keys: dict[
         estimate(recipe(places, "reference", "weights", weights={"critic": None, **keys}), "weighed")
 
 
-def test_check_finds_a_model_without_an_output_head(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LlamaForCausalLM, "get_output_embeddings", lambda self: None)
-    with pytest.raises(ConfigError, match=r"steps.weights: Cannot put heads on Llama\w+: it has no output head"):
-        estimate(recipe(places, "reference", "weights"), "weighed")
+def test_check_finds_a_model_without_an_output_head(places: dict[str, str], tmp_path: Path) -> None:
+    """Also behind a training that begins with it."""
+    LlamaForCausalLM.from_pretrained(places["tiny"]).model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    for changes in ({}, {"weights": {"model": "reference"}}):
+        with pytest.raises(ConfigError, match=r"steps.weights: Cannot put heads on .*: got a LlamaModel without lm_"):
+            estimate(recipe(places | {"tiny": str(tmp_path)}, "reference", "weights", **changes), "weighed")
 
 
-def test_check_counts_the_rows_that_a_plan_brings_and_the_heads(places: dict[str, str]) -> None:
-    needs = {step.id: step for step in estimate(recipe(places), "weighed").steps}
+@pytest.mark.parametrize("kind", ["parallel", "sequential", "medusa"])
+def test_check_counts_the_rows_that_a_plan_brings_and_every_number_of_the_heads(
+    places: dict[str, str], kind: Any
+) -> None:
+    wanted = recipe(places, ahead={"horizon": 4, "heads": kind})
+    needs = {step.id: step for step in estimate(wanted, "weighed").steps}
     assert needs["tuned"].rows == needs["weights"].rows == {places["rows"]: ROWS}
-    assert needs["both"].trained > needs["tuned"].trained
+    heads = Heads(LlamaForCausalLM.from_pretrained(places["tiny"]), kind, 4)
+    assert needs["both"].trained - needs["tuned"].trained == sum(p.numel() for p in heads.parameters())
     with pytest.raises(ConfigError, match=r"steps.tuned: rows are too long: .* expected at most 12"):
         estimate(recipe(places, tuned={"max_length": 12}), "weighed")
 

@@ -91,7 +91,7 @@ def check_weights(source: str, folder: Path) -> None:
             f"{', '.join(_WEIGHTS[1:])}). Do: fetch or save the model again, with its weights."
         )
     if there.endswith(".index.json"):
-        parts = sorted(set(_shards(folder / there).values()))
+        parts = sorted(set(shards(folder / there).values()))
         absent = [name for name in parts if not (folder / name).is_file()]
         if absent:
             raise ConfigError(
@@ -100,7 +100,7 @@ def check_weights(source: str, folder: Path) -> None:
             )
 
 
-def _shards(index: Path) -> dict[str, str]:
+def shards(index: Path) -> dict[str, str]:
     """The file of each tensor."""
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from holdfast.data.examples import Example
     from holdfast.models.chat import ChatFormat
     from holdfast.models.describe import Description
+    from holdfast.recipes.schema import Recipe
 
 FLOAT_BYTES = 4
 LOGITS = 3
@@ -26,8 +27,6 @@ TOKEN_BYTES = 4
 """One token of a stored plan, the key of its row among it."""
 WEIGHED = 1_000
 """Rows that are tokenised to see whether a column has a weight for each of their learnt tokens."""
-BLOCK = 16
-"""Numbers of a further head's block, in squares of the hidden size."""
 
 
 def plan_needs(checks: Checks, step_id: str, step: TokenWeightingStep) -> PlanNeeds | None:
@@ -44,7 +43,7 @@ def plan_needs(checks: Checks, step_id: str, step: TokenWeightingStep) -> PlanNe
         checks.tried(step_id, lambda: _check_horizon(step, chat, answers))
     if model is None:
         return None
-    checks.tried(step_id, lambda: _check_head(model.skeleton, step))
+    checks.tried(step_id, lambda: _check_head(checks.recipe, step_id, step, model.skeleton))
     weights = model.weight_bytes + sum(found.weight_bytes for found in references if found is not None)
     copied = step.base == "critic" and step.teaching().backbone == "own"
     memory = weights + (4 * FLOAT_BYTES * model.parameters if copied else 0) + _forward_bytes(model)
@@ -99,11 +98,18 @@ def _check_column(step: TokenWeightingStep, column: str, chat: ChatFormat | None
             column_of(found, chat.training(row))
 
 
-def _check_head(skeleton: Any, step: TokenWeightingStep) -> None:
-    """The model has an output head, and blocks that further heads are made like."""
+def _check_head(recipe: Recipe, step_id: str, step: TokenWeightingStep, skeleton: Any) -> None:
+    """The model has an output head, also in its folder, and blocks that further heads are made like."""
     from holdfast.models.heads.trunk import decoder_of, unembedding
+    from holdfast.models.sources import is_here, local_folder
+    from holdfast.models.stored import check_output_head
 
     unembedding(skeleton)
+    config = recipe.model_of(step_id)
+    while config.source in recipe.steps:
+        config = recipe.model_of(config.source)
+    if config.source != "new" and is_here(config.source):
+        check_output_head(skeleton, local_folder(config.source))
     if step.n_heads and step.heads != "medusa":
         decoder_of(skeleton)
 
@@ -147,7 +153,8 @@ def training_needs(
         plan = checks.recipe.steps[plan_id]
         if isinstance(plan, TokenWeightingStep):
             _check_rows(checks, step_id, step, plan_id, plan)
-            return _head_parameters(plan, model), checks.rows(plan_id, plan.data)
+            heads = checks.tried(step_id, lambda plan=plan: _head_parameters(plan, model.skeleton))  # type: ignore[misc]
+            return heads or 0, checks.rows(plan_id, plan.data)
     return 0, {}
 
 
@@ -160,7 +167,14 @@ def _check_rows(checks: Checks, step_id: str, step: TrainStep, plan_id: str, pla
         checks.tried(step_id, lambda: _check_shared_step(plan, step, chat, rows))
 
 
-def _head_parameters(plan: TokenWeightingStep, model: Description) -> int:
-    """A medusa head is a square of the hidden size and an unembedding; any other is a block."""
-    medusa = model.hidden * (model.hidden + model.vocabulary)
-    return plan.n_heads * (medusa if plan.heads == "medusa" else BLOCK * model.hidden**2)
+def _head_parameters(plan: TokenWeightingStep, skeleton: Any) -> int:
+    """Those of the further heads, built without their numbers; the vocabulary is the model's."""
+    if not plan.n_heads:
+        return 0
+    import torch
+
+    from holdfast.models.heads import Heads
+
+    with torch.device("meta"):
+        heads = Heads(skeleton, plan.heads, plan.horizon)
+    return sum(parameter.numel() for parameter in heads.parameters())
