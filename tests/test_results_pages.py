@@ -51,6 +51,18 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return load
 
 
+@pytest.fixture
+def write(script: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Writes the page of runs; the exit code."""
+
+    def of(name: str, *folders: Path) -> int:
+        module = script(name)
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, folders)])
+        return int(script("pages").from_runs(module.PAGE, module.TEXT, module.parts))
+
+    return of
+
+
 @cache
 def asked(task: str, count: int) -> list[Record]:
     """Answers of which so many are refusals, or right."""
@@ -160,8 +172,8 @@ GOOD = [Marks(10, 10, 0, 0, 50), Marks(59, 58, 1, 1, 49), Marks(60, 60, 1, 1, 48
 POOR = [Marks(6, 6, 0, 0, 45), Marks(30, 30, 0, 0, 35), Marks(60, 60, 0, 0, 15)]
 
 
-def test_a_merge_that_wins_is_said_to_and_rules_not_run_are_named(script: Any, tmp_path: Path, won: Path) -> None:
-    assert script("merging_results").main(won) == 0
+def test_a_merge_that_wins_is_said_to_and_rules_not_run_are_named(write: Any, tmp_path: Path, won: Path) -> None:
+    assert write("merging_results", won) == 0
     claims = lines_of(tmp_path / "page.md")
     for words in ("utility at most", "wrapped refusal", "over-refusal of", "jailbreak", "safety tax", "utility lost"):
         assert starting(claims, "sst: ", words)[1] == "yes", words
@@ -173,27 +185,27 @@ def test_a_merge_that_wins_is_said_to_and_rules_not_run_are_named(script: Any, t
     assert starting(claims, "curve of task-arithmetic")[1] == "yes"
 
 
-def test_areas_are_compared_only_where_the_dials_have_as_many_values(script: Any, tmp_path: Path) -> None:
+def test_areas_are_compared_only_where_the_dials_have_as_many_values(write: Any, tmp_path: Path) -> None:
     curves = {"sst": GOOD, "task-arithmetic": POOR, "random-subspace": POOR[:2], "fisher": [*POOR, POOR[2]]}
-    script("merging_results").main(merging_run(tmp_path, curves, dict.fromkeys(curves, 1)))
+    write("merging_results", merging_run(tmp_path, curves, dict.fromkeys(curves, 1)))
     compared = [what for what in lines_of(tmp_path / "page.md") if what.startswith("curve of")]
     assert compared == ["curve of task-arithmetic below that of sst", "curve of fisher below that of sst"]
 
 
 @pytest.mark.parametrize("page", ["merging_results", "rules_results"])
 def test_what_a_merge_loses_as_an_adapter_is_shown_of_merges_alone(
-    script: Any, tmp_path: Path, won: Path, page: str
+    write: Any, tmp_path: Path, won: Path, page: str
 ) -> None:
-    script(page).main(won)
+    write(page, won)
     rows = [line.strip("| ").split(" | ") for line in (tmp_path / "page.md").read_text(encoding="utf-8").splitlines()]
     head = next(row for row in rows if "cut off" in row)
     lost = {row[0]: row[head.index("cut off")] for row in rows if len(row) == len(head)}
     assert (lost["sst"], lost["task-arithmetic"], lost["utility"]) == ("15 %", "25 %", "-")
 
 
-def test_a_merge_that_loses_is_said_to(script: Any, tmp_path: Path) -> None:
+def test_a_merge_that_loses_is_said_to(write: Any, tmp_path: Path) -> None:
     run = merging_run(tmp_path, {"sst": POOR, "task-arithmetic": GOOD}, {"sst": 1, "task-arithmetic": 1})
-    script("merging_results").main(run)
+    write("merging_results", run)
     claims = lines_of(tmp_path / "page.md")
     for words in ("utility at most", ": refusal", "wrapped refusal", "jailbreak"):
         assert starting(claims, "sst: " if words[0] != ":" else "sst: refusal", words)[1] == "**no**", words
@@ -201,9 +213,9 @@ def test_a_merge_that_loses_is_said_to(script: Any, tmp_path: Path) -> None:
     assert starting(claims, "curve of task-arithmetic")[1] == "**no**"
 
 
-def test_a_tax_where_plain_merging_costs_nothing_cannot_be_cut(script: Any, tmp_path: Path) -> None:
+def test_a_tax_where_plain_merging_costs_nothing_cannot_be_cut(write: Any, tmp_path: Path) -> None:
     run = merging_run(tmp_path, {"sst": GOOD, "task-arithmetic": GOOD}, {"sst": 1, "task-arithmetic": 0})
-    script("merging_results").main(run)
+    write("merging_results", run)
     claims = lines_of(tmp_path / "page.md")
     for words in ("safety tax", "utility lost"):
         measured, met = starting(claims, "sst: ", words)
@@ -211,7 +223,7 @@ def test_a_tax_where_plain_merging_costs_nothing_cannot_be_cut(script: Any, tmp_
         assert met == "not told"
 
 
-def test_a_line_that_both_miss_and_a_difference_by_chance_are_no_win(script: Any, tmp_path: Path) -> None:
+def test_a_line_that_both_miss_and_a_difference_by_chance_are_no_win(write: Any, tmp_path: Path) -> None:
     near = [Marks(60, 50, 0, 0, 49), Marks(60, 50, 0, 0, 48)]
     ours = [Marks(60, 50, 0, 0, 50), Marks(60, 50, 0, 0, 50)]
     run = merging_run(
@@ -219,7 +231,7 @@ def test_a_line_that_both_miss_and_a_difference_by_chance_are_no_win(script: Any
         {"sst": ours, "ties": near, "task-arithmetic": near},
         dict.fromkeys(("sst", "ties", "task-arithmetic"), 1),
     )
-    script("merging_results").main(run)
+    write("merging_results", run)
     measured, met = starting(lines_of(tmp_path / "page.md"), "ties misses")
     assert "wrapped refusal (as sst does)" in measured
     assert "utility (worse by .033 [" in measured
@@ -271,7 +283,7 @@ def repair_steps(folder: Path, name: str, rows: Mapping[str, Marks], **poisoned:
     return [*steps, *tabled(folder, name, {"poisoned": POISONED, **poisoned, **rows}, ALIGNED, "poisoned", 2)]
 
 
-def test_a_repair_is_set_against_every_rival_at_its_own_price(script: Any, tmp_path: Path) -> None:
+def test_a_repair_is_set_against_every_rival_at_its_own_price(write: Any, tmp_path: Path) -> None:
     ways = {
         "repair": Marks(60, 57, 0, 1, 50),
         "repair-block": Marks(0, 0, 0, 0, 0),
@@ -279,7 +291,7 @@ def test_a_repair_is_set_against_every_rival_at_its_own_price(script: Any, tmp_p
         "lox": Marks(60, 57, 20, 40, 50),
         "twin": Marks(60, 57, 0, 1, 50),
     }
-    script("repair_results").main([saved(tmp_path, repair_steps(tmp_path, "ways", ways))])
+    write("repair_results", saved(tmp_path, repair_steps(tmp_path, "ways", ways)))
     claims = lines_of(tmp_path / "page.md")
     ours = {what: met for what, (_, met) in claims.items() if what.startswith("repair: ")}
     assert len(ours) == 6
@@ -293,9 +305,9 @@ def test_a_repair_is_set_against_every_rival_at_its_own_price(script: Any, tmp_p
     assert "Not run yet." in (tmp_path / "page.md").read_text(encoding="utf-8")
 
 
-def test_a_repair_that_leaves_poison_or_refuses_more_is_said_to(script: Any, tmp_path: Path) -> None:
+def test_a_repair_that_leaves_poison_or_refuses_more_is_said_to(write: Any, tmp_path: Path) -> None:
     ways = {"repair": Marks(50, 57, 3, 1, 49), "scale": Marks(0, 3, 0, 0, 50)}
-    script("repair_results").main([saved(tmp_path, repair_steps(tmp_path, "ways", ways))])
+    write("repair_results", saved(tmp_path, repair_steps(tmp_path, "ways", ways)))
     claims = lines_of(tmp_path / "page.md")
     assert starting(claims, "repair: at least", "rise in attack success")[1] == "**no**"
     assert starting(claims, "repair: at least", "wrapped")[1] == "yes"
@@ -306,7 +318,7 @@ def test_a_repair_that_leaves_poison_or_refuses_more_is_said_to(script: Any, tmp
     assert met == "yes"
 
 
-def test_the_map_has_an_axis_for_each_thing_varied_with_the_centre_on_all(script: Any, tmp_path: Path) -> None:
+def test_the_map_has_an_axis_for_each_thing_varied_with_the_centre_on_all(write: Any, tmp_path: Path) -> None:
     clean = Marks(60, 57, 0, 1, 50)
     rows = {"rows-32": Marks(30, 57, 0, 1, 50), "rows-96": clean, "attention": Marks(60, 57, 0, 9, 50)}
     steps = [
@@ -314,7 +326,7 @@ def test_the_map_has_an_axis_for_each_thing_varied_with_the_centre_on_all(script
         *repair_steps(tmp_path, "poison-30", {"repaired": Marks(60, 30, 0, 1, 40)}),
         *repair_steps(tmp_path, "poison-1", {"repaired": clean}, poisoned=ALIGNED),
     ]
-    script("repair_results").main([saved(tmp_path, steps)])
+    write("repair_results", saved(tmp_path, steps))
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     parts = {part.splitlines()[0]: part.splitlines()[4:] for part in text.split("### ")[1:]}
     misses = {
@@ -355,24 +367,24 @@ def retention_run(folder: Path, right: Mapping[tuple[str, int], int]) -> Path:
     return saved(folder, [*steps, step("kept", "retention", found.metrics, rows=rows, alone=alone)])
 
 
-def test_retention_is_told_of_rules_at_the_largest_number_of_adapters(script: Any, tmp_path: Path) -> None:
-    module, page = script("experts_results"), tmp_path / "page.md"
+def test_retention_is_told_of_rules_at_the_largest_number_of_adapters(write: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
     poor = {("ties", 2): 48, ("ties", 3): 30, ("base", 2): 20, ("base", 3): 20}
-    module.main(retention_run(tmp_path / "won", {("sst", 2): 50, ("sst", 3): 47, **poor}))
+    write("experts_results", retention_run(tmp_path / "won", {("sst", 2): 50, ("sst", 3): 47, **poor}))
     claims, what = lines_of(page), "3 adapters keep at least 90% of single-task scores with the best rule"
     measured, met = claims[what]
     assert measured.startswith("sst, the best of 2: .940 [")
     assert "; base .400 [" in measured
     assert met == "yes"
-    module.main(retention_run(tmp_path / "lost", poor))
+    write("experts_results", retention_run(tmp_path / "lost", poor))
     measured, met = lines_of(page)[what]
     assert measured.startswith("ties, the best of 1: .600 [")
     assert met == "**no**"
 
 
-def test_what_a_merge_keeps_is_also_told_as_a_share_of_what_the_adapters_add(script: Any, tmp_path: Path) -> None:
+def test_what_a_merge_keeps_is_also_told_as_a_share_of_what_the_adapters_add(write: Any, tmp_path: Path) -> None:
     right = {("sst", 2): 50, ("sst", 3): 47, ("ties", 2): 48, ("ties", 3): 5, ("base", 2): 20, ("base", 3): 20}
-    script("experts_results").main(retention_run(tmp_path / "run", right))
+    write("experts_results", retention_run(tmp_path / "run", right))
     parts = (tmp_path / "page.md").read_text(encoding="utf-8").split("## ")
     gained = lines_of_text(next(part for part in parts if part.startswith("What the merges keep")))
     assert set(gained) == {"rule", "---", "sst", "ties"}
@@ -382,11 +394,20 @@ def test_what_a_merge_keeps_is_also_told_as_a_share_of_what_the_adapters_add(scr
 
 
 def test_rules_are_shown_with_what_they_take_and_the_ones_that_none_beats(
-    script: Any, tmp_path: Path, won: Path
+    write: Any, tmp_path: Path, won: Path
 ) -> None:
-    script("rules_results").main(won)
+    write("rules_results", won)
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     row = next(line for line in text.splitlines() if line.startswith("| task-arithmetic "))
     assert row.endswith("| 2.5 (2.0 to 3.0) | 3.00 |")
     assert next(line for line in text.splitlines() if line.startswith("| safety |")).endswith("| - | - |")
     assert "by the means: `sst`." in text
+
+
+def test_a_page_of_one_run_takes_neither_none_nor_two(
+    write: Any, tmp_path: Path, won: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folders, said in (((), "got no run"), ((won, won), "got 2 folders, expected 1"), ((tmp_path,), "no run.json")):
+        assert write("rules_results", *folders) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "page.md").exists()

@@ -15,18 +15,17 @@ from pathlib import Path
 import causal_verified as verified
 from causal_lines import RIVALS, adaptive_line, attack_lines, eps_lines, reading
 from causal_rows import BEFORE, FAMILY, OURS, REMARKED, Found, Rows, Steps, complete
-from pages import ROOT, put
-from tables import Column, by_row, claims, made_by, shown
+from pages import ROOT, from_runs
+from tables import NOT_RUN, Column, by_row, claims, made_by, shown
 
 from holdfast.core.errors import DataError
 from holdfast.evaluation.table import table
-from holdfast.reports.causal_text import REPORTED, SOURCES
+from holdfast.reports.literature import REPORTED, SOURCES
 
 PAGE = ROOT / "docs" / "results" / "causal.md"
 TEXT = Path(__file__).with_name("causal_results.md")
 UNTRAINED = ("keyword-drop", "keyword-block", "perplexity", "delimiters", "reminder", "sandwich", "spotlighting")
 TRAINED = ("struq", "secalign", "all-attacks", "no-invariance", "no-separation", OURS)
-NOT_RUN = "Not run yet."
 SEPARATED = "injection/attack/separation"
 
 
@@ -149,12 +148,12 @@ def verification(steps: Steps, seeds: Sequence[int]) -> str:
     found = steps.of("verified", seeds)
     if not found:
         return NOT_RUN
-    parts = (verified.claims(found, seeds), verified.figures(found), verified.layers(found), verified.edges(found))
-    return "\n\n".join((*parts, verified.bounds(found, seeds)))
+    told = (verified.claims(found, seeds), verified.figures(found), verified.layers(found), verified.edges(found))
+    return "\n\n".join((*told, verified.bounds(found, seeds)))
 
 
-def main(folders: list[Path]) -> int:
-    """Write the page."""
+def parts(folders: Sequence[Path]) -> dict[str, str]:
+    """Every part of the page."""
     steps = Steps.read(folders)
     if BEFORE not in steps.plain:
         raise DataError(
@@ -168,7 +167,7 @@ def main(folders: list[Path]) -> int:
     others = collected(steps, seeds, {BEFORE: "wordings", OURS: f"wordings-{OURS}"})
     tried = collected(steps, seeds, {row: f"adaptive-{row}" for row in (BEFORE, *RIVALS, OURS)})
     lines = [*attack_lines(rows), *eps_lines(steps, seeds, steps.of("verified", seeds)), adaptive_line(tried)]
-    parts = {
+    return {
         "conditions": conditions(steps, rows, seeds),
         "reading": reading(rows, UNTRAINED, lines),
         "targets": claims(lines),
@@ -182,11 +181,7 @@ def main(folders: list[Path]) -> int:
         "kept": kept(steps, seeds),
         "runs": "\n".join(f"- {made_by(run)}" for run in steps.runs),
     }
-    text = TEXT.read_text(encoding="utf-8")
-    for name, part in parts.items():
-        text = text.replace(f"{{{name}}}", part)
-    return put(PAGE, text)
 
 
 if __name__ == "__main__":
-    sys.exit(main([Path(word) for word in sys.argv[1:] if word != "--check"]))
+    sys.exit(from_runs(PAGE, TEXT, parts))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from composed import estimate, resampled
-from pages import ROOT, put
+from pages import ROOT, from_runs, only
 from tables import claims, grid, made_by, no_less, shown
 
-from holdfast.core.results import Metric, RunRecord, StepRecord
+from holdfast.core.results import Metric, RunRecord, StepRecord, values_of
 from holdfast.evaluation.composites import Estimate
 from holdfast.evaluation.crossed import Array
 from holdfast.recipes.context import LOG_FILE
@@ -33,12 +33,9 @@ Scores = dict[str, Array]
 
 def kept_of(step: StepRecord) -> Kept:
     """The figures of a retention step."""
-    found = {}
-    for metric in step.metrics:
-        group = dict(part.split("=", 1) for part in metric.group.split(", ") if part)
-        if metric.name == "retention/mean":
-            found[group["row"], int(group["experts"])] = metric
-    return found
+    means = [metric for metric in step.metrics if metric.name == "retention/mean"]
+    named = [(values_of(metric.group, "row", "experts"), metric) for metric in means]
+    return {(row, int(count)): metric for (row, count), metric in named}
 
 
 def rules_of(run: RunRecord, step: StepRecord) -> list[str]:
@@ -141,8 +138,9 @@ def task_text(answers: Answers, count: int, best: str) -> str:
     return grid(["task", BASE, "its own adapter", f"{best} of {count}"], lines)
 
 
-def main(folder: Path) -> int:
-    """Write the page."""
+def parts(folders: Sequence[Path]) -> dict[str, str]:
+    """Claims, what is kept, what is gained, tasks, run."""
+    folder = only(folders)
     run = RunRecord.load(folder)
     step = next(each for each in run.steps if each.do == "retention")
     kept = kept_of(step)
@@ -150,17 +148,14 @@ def main(folder: Path) -> int:
     most = max(count for _, count in kept)
     best = best_of(kept, rules, most)
     seeds = f"Seeds: {max(len(ids) for ids in step.config['alone'].values())}."
-    text = TEXT.read_text(encoding="utf-8")
-    for mark, made in (
-        ("{told}", "\n\n".join([seeds, told(kept, rules)])),
-        ("{kept}", table_text(kept)),
-        ("{gains}", table_text(gains(answers))),
-        ("{tasks}", "-" if best is None else task_text(answers, most, best)),
-        ("{run}", made_by(run)),
-    ):
-        text = text.replace(mark, made)
-    return put(PAGE, text)
+    return {
+        "told": "\n\n".join([seeds, told(kept, rules)]),
+        "kept": table_text(kept),
+        "gains": table_text(gains(answers)),
+        "tasks": "-" if best is None else task_text(answers, most, best),
+        "run": made_by(run),
+    }
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(next(word for word in sys.argv[1:] if word != "--check"))))
+    sys.exit(from_runs(PAGE, TEXT, parts))

@@ -6,13 +6,13 @@ Usage: python docs/scripts/merging_results.py RUN_FOLDER
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from composed import Both, asked_by, estimate, less, matched, resampled, tax, tried
-from pages import ROOT, put
+from pages import ROOT, from_runs, only
 from tables import (
     ARITHMETIC,
     BEFORE,
@@ -215,22 +215,23 @@ def conditions(table: Table) -> str:
     return " ".join([table.size, *said, f"Rows of each adapter for rules that read rows: {rows}."])
 
 
-def main(folder: Path) -> int:
-    """Write the page."""
+def parts(folders: Sequence[Path]) -> dict[str, str]:
+    """Conditions, claims, tables, run."""
+    folder = only(folders)
     run = RunRecord.load(folder)
     (table,) = tables_of(run)
     curves = next(step for step in run.steps if step.do == "front")
     front = {(metric.name, metric.group.removeprefix("row=")): metric for metric in curves.metrics}
     cost = Cost.of(table, curves, folder)
-    parts = [
+    made = [
         conditions(table),
         claims(lines(table, front, cost, folder)),
         measured(table),
         traded(table, front, cost),
         made_by(run),
     ]
-    return put(PAGE, TEXT.read_text(encoding="utf-8").replace("{tables}", "\n\n".join(parts)))
+    return {"tables": "\n\n".join(made)}
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(next(word for word in sys.argv[1:] if word != "--check"))))
+    sys.exit(from_runs(PAGE, TEXT, parts))

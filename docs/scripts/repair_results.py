@@ -8,16 +8,17 @@ The table ``ways`` holds the rivals, every other one is a part of the map; what 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pages import ROOT, put
+from pages import ROOT, from_runs
 from tables import (
     ARITHMETIC,
     BEFORE,
     BENIGN,
     HARMFUL,
     LOOKALIKE,
+    NOT_RUN,
     TEXTOPS,
     WRAPPED,
     Column,
@@ -189,21 +190,21 @@ def mapped(tables: Mapping[str, Table], folders: Mapping[str, Path]) -> str:
     return "\n\n".join([*parts, *runs])
 
 
-def main(folders: list[Path]) -> int:
-    """Write the page."""
+def parts(folders: Sequence[Path]) -> dict[str, str]:
+    """The rivals and the map."""
     tables: dict[str, Table] = {}
     lies: dict[str, Path] = {}
     for folder in folders:
         for table in tables_of(RunRecord.load(folder)):
             tables[table.step.id], lies[table.step.id] = table, folder
-    first, rest = "Not run yet.", "Not run yet."
+    first, rest = NOT_RUN, NOT_RUN
     if WAYS in tables:
         table = tables.pop(WAYS)
         first = "\n\n".join([table.size, claims(lines(table, lies[WAYS])), ways(table), made_by(table.run)])
     if tables:
         rest = mapped(tables, lies)
-    return put(PAGE, TEXT.read_text(encoding="utf-8").replace("{ways}", first).replace("{map}", rest))
+    return {"ways": first, "map": rest}
 
 
 if __name__ == "__main__":
-    sys.exit(main([Path(word) for word in sys.argv[1:] if word != "--check"]))
+    sys.exit(from_runs(PAGE, TEXT, parts))

@@ -6,11 +6,11 @@ Usage: python docs/scripts/rules_results.py RUN_FOLDER
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from composed import asked_by, estimate, resampled
-from pages import ROOT, put
+from pages import ROOT, from_runs, only
 from tables import (
     ARITHMETIC,
     BENIGN,
@@ -87,13 +87,13 @@ def tables_text(table: Table, folder: Path) -> str:
     return f"{by_row(table.rows, columns | timed)}\n\n{told}"
 
 
-def main(folder: Path) -> int:
-    """Write the page."""
+def parts(folders: Sequence[Path]) -> dict[str, str]:
+    """Conditions, table, run."""
+    folder = only(folders)
     run = RunRecord.load(folder)
     (table,) = tables_of(run)
-    parts = [table.size, tables_text(table, folder), made_by(run)]
-    return put(PAGE, TEXT.read_text(encoding="utf-8").replace("{tables}", "\n\n".join(parts)))
+    return {"tables": "\n\n".join([table.size, tables_text(table, folder), made_by(run)])}
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(next(word for word in sys.argv[1:] if word != "--check"))))
+    sys.exit(from_runs(PAGE, TEXT, parts))

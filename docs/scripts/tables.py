@@ -14,6 +14,7 @@ HARMFUL, WRAPPED = "lab/harmful/attack_success_rate", "lab/jailbreak/attack_succ
 BENIGN, LOOKALIKE = "lab/benign/over_refusal_rate", "lab/lookalike/over_refusal_rate"
 ARITHMETIC, PASSAGES, TEXTOPS = "lab/arithmetic/exact", "lab/passages/rouge_l", "lab/textops/exact"
 BEFORE = "before"
+NOT_RUN = "Not run yet."
 MET = {True: "yes", False: "**no**", None: "not told"}
 DIALS = ("merging/weight", "repair/dial")
 TRUNCATION = "merging/truncation"
@@ -126,11 +127,6 @@ def shown(metric: Metric | Estimate | None) -> str:
     limits = [value for value in (metric.value, metric.low, metric.high) if value is not None]
     parts = [re.sub(r"^(-?)0\.", r"\1.", f"{value:.3f}") for value in limits]
     return parts[0] if len(parts) < 3 else f"{parts[0]} [{parts[1]}, {parts[2]}]"
-
-
-def apart(a: Metric, b: Metric) -> bool:
-    """Whether two intervals do not meet."""
-    return bool(a.high < b.low or b.high < a.low)  # type: ignore[operator]
 
 
 def no_less(value: float | None, limit: float | None) -> bool | None:

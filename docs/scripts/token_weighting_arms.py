@@ -44,7 +44,7 @@ def experiments(folders: Sequence[Path]) -> dict[str, Steps]:
     by_name: dict[str, list[Path]] = {}
     for folder in folders:
         by_name.setdefault(RunRecord.load(folder).name, []).append(folder)
-    if other := sorted(by_name.keys() - set(RECIPES)) or ([] if by_name else ["no run"]):
+    if other := sorted(by_name.keys() - set(RECIPES)):
         raise DataError(
             f"The page of token weights cannot be written: got {', '.join(other)}, expected runs of "
             f"{', '.join(RECIPES)}. Do: give their folders."

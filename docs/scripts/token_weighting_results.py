@@ -8,13 +8,12 @@ no section.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from causal_rows import BEFORE, Steps
-from pages import ROOT, put
+from pages import ROOT, from_runs
 from tables import (
     ARITHMETIC,
     BENIGN,
@@ -207,15 +206,15 @@ def missing(arms: Mapping[str, Arms | None]) -> str:
     return " ".join(said)
 
 
-def main(folders: list[Path]) -> int:
-    """Write the page."""
+def parts(folders: Sequence[Path]) -> dict[str, str]:
+    """Every part of the page; of what has not run, an empty one."""
     found = experiments(folders)
     arms = {name: Arms.of(steps, ROWS[name]) for name, steps in found.items()}
     noise = [one for name, steps in found.items() for one in planted(name, steps)]
     heads = decoded()
     noisy, harmed = arms.get(SYNERGY) or arms.get(LAB), arms.get(SAFETY)
     lines = list(lines_of(noisy, harmed, noise, heads))
-    parts = {
+    return {
         "missing": missing(arms),
         "reading": reading(noisy, harmed, lines),
         "lines": told(lines),
@@ -227,18 +226,7 @@ def main(folders: list[Path]) -> int:
         "decoding": decoding(heads),
         "runs": run_lines(found),
     }
-    return put(PAGE, filled(TEXT.read_text(encoding="utf-8"), parts))
-
-
-def filled(text: str, parts: Mapping[str, str]) -> str:
-    """The template with its parts; a section whose part is empty is left out."""
-    head, *sections = text.split("\n## ")
-    kept = [s for s in sections if all(part for name, part in parts.items() if f"{{{name}}}" in s)]
-    text = "\n## ".join((head, *kept))
-    for name, part in parts.items():
-        text = text.replace(f"{{{name}}}", part)
-    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main([Path(word) for word in sys.argv[1:] if word != "--check"]))
+    sys.exit(from_runs(PAGE, TEXT, parts))

@@ -16,6 +16,7 @@ from holdfast.core.results import RunRecord, StepRecord
 from holdfast.reports import causal_figures, causal_text
 from holdfast.reports.causal_panel import CausalPanel
 from holdfast.reports.figures import dumbbell
+from holdfast.reports.literature import REPORTED
 from holdfast.reports.page import to_html
 from holdfast.reports.reading import read_run
 from holdfast.reports.text import print_view, to_markdown
@@ -110,7 +111,7 @@ def test_what_is_reported_elsewhere_never_stands_in_the_measured_column() -> Non
     ((title, rows),) = panel().baselines
     assert title == "Defences"
     by_row = {row[0]: row[1:] for row in rows}
-    assert by_row["struq"] == ("12.0 % [11.0, 13.0] (n = 300)", causal_text.REPORTED["struq"])
+    assert by_row["struq"] == ("12.0 % [11.0, 13.0] (n = 300)", REPORTED["struq"])
     assert by_row["ours"][1] == "–"
     bare = table().model_copy(update={"metrics": tuple(m.model_copy(update={"value": None}) for m in table().metrics)})
     missing = {row[0]: row[1:] for row in panel(attack("before", 90), bare).baselines[0][1]}

@@ -13,10 +13,11 @@ from tests.reports.sample_run import sample_run
 from tests.reports.test_page import HOSTILE, WIDTHS, contrast, page, parsed
 
 from holdfast.core.results import Metric, RunRecord
+from holdfast.reports.figures import decades
 from holdfast.reports.names import number
 from holdfast.reports.page import TEMPLATES
 from holdfast.reports.reading import read_run
-from holdfast.reports.rotation_figures import decades, names_of, small_charts
+from holdfast.reports.rotation_figures import names_of, small_charts
 from holdfast.reports.rotation_panel import SHOWN, RotationPanel, rotation_panel
 from holdfast.reports.text import print_view, to_markdown
 

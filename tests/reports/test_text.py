@@ -12,7 +12,8 @@ from rich.console import Console
 from tests.reports.sample_run import AREAS, evaluated, rate, sample_run
 
 from holdfast.core.results import Metric, Sample, StepRecord, Verdict
-from holdfast.reports.answers import HARMFUL_OUTPUT, HARMFUL_PROMPT, talks
+from holdfast.core.wording import HARMFUL_CHARACTERS
+from holdfast.reports.answers import HARMFUL_OUTPUT, talks
 from holdfast.reports.build import build_report, print_report
 from holdfast.reports.figures import nice_ticks
 from holdfast.reports.names import number, split_name
@@ -107,7 +108,7 @@ def test_harmful_prompts_and_answers_to_them_are_shortened_and_others_are_not() 
     long = "x" * 300
     samples = tuple(Sample(task=t, prompt=long, output=long, outcome="o") for t in ("lab/harmful", "lab/arithmetic"))
     harmful, sums = talks([("", evaluated("a", False).model_copy(update={"samples": samples}))])
-    assert len(harmful.exchanges[0].prompt) == HARMFUL_PROMPT
+    assert len(harmful.exchanges[0].prompt) == HARMFUL_CHARACTERS
     assert len(harmful.exchanges[0].answers[0].output) == HARMFUL_OUTPUT
     assert harmful.exchanges[0].shortened
     assert sums.exchanges[0].prompt == sums.exchanges[0].answers[0].output == long

@@ -1,4 +1,4 @@
-"""What weights of tokens did: spread, weights in training, gates and synergy, in all three renderings."""
+"""Token weights: plans, their spread, weights in training, gates and synergy, in all three renderings."""
 
 from __future__ import annotations
 
@@ -98,6 +98,25 @@ def panel(*steps: StepRecord) -> TokenWeightingPanel:
     found = read_run(weighted_run(*steps)).tokens
     assert found is not None
     return found
+
+
+PAIRS = Metric(name="critic/pair_accuracy", value=0.75, n=8, k=6, low=0.41, high=0.93)
+
+
+def test_a_plan_is_a_row_with_what_was_measured_of_it() -> None:
+    valued = planned("valued", RHO1, scorer="critic")
+    found = panel(
+        planned("weigh", RHO1, NOISE, scorer="rho1", horizon=3),
+        planned("mixed", RHO1, scorer="shuffled", of="rho1"),
+        valued.model_copy(update={"metrics": (*valued.metrics, PAIRS)}),
+    ).plans
+    assert texts.plan_head(found)[5:] == ("Noise found", "Weight of noise", "Pairs told apart")
+    assert found.rows == (
+        ("weigh", "rho1", "3", "60.0 %", "60.0 %", "0.940", "0.050", "–"),
+        ("mixed", "shuffled, of rho1", "1", "60.0 %", "60.0 %", "–", "–", "–"),
+        ("valued", "critic", "1", "60.0 %", "60.0 %", "–", "–", "75.0 % [41.0, 93.0] (n = 8)"),
+    )
+    assert len(texts.plan_head(panel(planned("alone", UNIFORM, scorer="uniform")).plans)) == 5
 
 
 def test_the_first_plan_of_each_kind_is_drawn_and_weights_that_are_all_the_same_are_not() -> None:
@@ -217,6 +236,8 @@ def test_all_three_renderings_have_the_figures() -> None:
         assert words in html, words
     out = io.StringIO()
     print_view(view, Console(file=out, width=80))
+    told = "weigh-rho1: rho1, tokens with weight 60.0 %, effective share 60.0 %, noise found 0.940"
+    assert told in " ".join(out.getvalue().split())
     assert "contrast: synergy −5.0 pp [−9.0, −1.0], Right answers, lab/arithmetic" in " ".join(out.getvalue().split())
 
 
@@ -234,6 +255,7 @@ def test_hostile_names_are_shown_as_text() -> None:
 def test_chromium_shows_weights_without_overflow_at_both_widths(dark: bool) -> None:
     long = weighted_run(
         *(planned(f"{'p' * 50}-{i}", RHO1, NOISE, scorer="rho1", keep=i) for i in range(9)),
+        *(planned(f"{HOSTILE}{i}", RHO1, NOISE, scorer=HOSTILE) for i in range(9)),
         *(trained(f"{'t' * 50}-{i}", f"{'p' * 50}-0", heads=5) for i in range(5)),
         table(rename={"both": "b" * 60, "mtp": "a, b=c " * 9}),
     )
@@ -246,8 +268,13 @@ def test_chromium_shows_weights_without_overflow_at_both_widths(dark: bool) -> N
         assert frame["smallest"] >= 12
 
 
-def test_a_run_without_token_weights_has_no_such_part() -> None:
-    assert read_run(sample_run()).tokens is None
+def test_a_run_without_a_finished_plan_has_no_such_section() -> None:
+    failed = planned("weigh", {}, scorer="rho1")
+    for run in (sample_run(), weighted_run(failed.model_copy(update={"status": "failed"}))):
+        view = read_run(run)
+        assert view.tokens is None
+        assert 'id="weights"' not in to_html(view)
+        assert "## Token weights" not in to_markdown(view)
     alone = RunRecord.model_validate(weighted_run().model_dump() | {"steps": (table().model_dump(),)})
     assert read_run(alone).tokens is None, "a synergy of something else"
     assert "Synergy of" not in to_html(read_run(alone))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -44,6 +45,42 @@ class Metric(_Record):
     seed: int | None = None
     group: str = ""
     """A breakdown this row belongs to, e.g. ``risk_area=fraud`` or ``attack=role_play``; empty for the total."""
+
+
+class Bounded(Protocol):
+    """Anything with an interval."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower limit, where there is one."""
+        ...
+
+    @property
+    def high(self) -> float | None:
+        """Upper limit, where there is one."""
+        ...
+
+
+def apart(one: Bounded, other: Bounded) -> bool:
+    """Whether two intervals do not meet; no where one of them is missing.
+
+    >>> found = [Metric(name="x", value=low, n=9, low=low, high=high) for low, high in ((0.1, 0.2), (0.3, 0.4))]
+    >>> apart(*found), apart(found[0], Metric(name="x", value=0.5, n=9))
+    (True, False)
+    """
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.high < other.low or other.high < one.low
+
+
+def values_of(group: str, *keys: str) -> tuple[str, ...]:
+    """What a group says of ``keys``, where it names just these in this order; else nothing. A value is any text.
+
+    >>> values_of("row=a, b=c, experts=20", "row", "experts"), values_of("row=sst", "row", "experts")
+    (('a, b=c', '20'), ())
+    """
+    found = re.fullmatch(", ".join(f"{re.escape(key)}=(.*)" for key in keys), group, re.DOTALL)
+    return found.groups() if found else ()
 
 
 class Verdict(_Record):

@@ -24,6 +24,19 @@ WORDS = {
 """Parts of a figure's name as a reader says them inside a sentence."""
 
 
+HARMFUL_CHARACTERS, SHOWN_CHARACTERS = 60, 600
+"""How much of a harmful prompt, and of any other text, a record and a report may show."""
+
+
+def cut(text: str, length: int) -> str:
+    """At most ``length`` characters, the last of them an ellipsis where something was left out.
+
+    >>> cut("abcdef", 4), cut("abcd", 4)
+    ('abc…', 'abcd')
+    """
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
 def counted(count: int, what: str) -> str:
     """A number of things.
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from holdfast.core.results import Sample
+from holdfast.core.wording import HARMFUL_CHARACTERS, SHOWN_CHARACTERS, cut
 from holdfast.evaluation.tasks import TASKS
-
-HARMFUL_CHARACTERS, SHOWN_CHARACTERS = 60, 600
-"""How much of a harmful prompt, and of any other text, a report may show."""
 
 
 def shown(sample: Sample) -> Sample:
@@ -14,11 +12,7 @@ def shown(sample: Sample) -> Sample:
     harmful = sample.task in TASKS and TASKS[sample.task].kind in {"harmful", "labelled"}
     return sample.model_copy(
         update={
-            "prompt": _cut(sample.prompt, HARMFUL_CHARACTERS if harmful else SHOWN_CHARACTERS),
-            "output": _cut(sample.output, SHOWN_CHARACTERS),
+            "prompt": cut(sample.prompt, HARMFUL_CHARACTERS if harmful else SHOWN_CHARACTERS),
+            "output": cut(sample.output, SHOWN_CHARACTERS),
         }
     )
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from holdfast.core.results import Metric, StepRecord
+from holdfast.core.results import Metric, StepRecord, apart, values_of
 from holdfast.core.wording import WORDS, counted
 from holdfast.evaluation.tasks import TASKS
 
@@ -90,7 +90,7 @@ def _compared(before: StepRecord, after: StepRecord, steps: dict[str, StepRecord
     told = [pair for pair in (_largest(pairs, suite) for suite in ("utility", "safety", "injection")) if pair]
     trained = steps.get(str(after.config.get("model", {}).get("source", "")))
     subject = f"Fine-tuning ({trained.id})" if trained is not None else f"{after.id} against {before.id}"
-    moved = [pair for pair in told if _apart(*pair)]
+    moved = [pair for pair in told if apart(*pair)]
     if not moved:
         return f"{subject} moved no figure beyond its interval: {_and(_change(*pair) for pair in told)}{_n(told)}."
     return f"{subject} {_and(_change(*pair) for pair in moved)}{_n(moved)}."
@@ -139,8 +139,9 @@ def _best_row(step: StepRecord, values: Mapping[tuple[str, str], Metric], label:
 
 def _retained(step: StepRecord) -> str:
     """What the best row keeps at the largest number of adapters."""
-    told = [(_fields(metric.group), metric) for metric in step.metrics if metric.name == "retention/mean"]
-    known = [(int(fields["experts"]), fields["row"], metric) for fields, metric in told if metric.value is not None]
+    told = [metric for metric in step.metrics if metric.name == "retention/mean" and metric.value is not None]
+    named = [(values_of(metric.group, "row", "experts"), metric) for metric in told]
+    known = [(int(count), row, metric) for (row, count), metric in named]
     if not known:
         return f"{step.id} could not say what merges keep of the scores that each adapter has alone."
     most = max(count for count, _, _ in known)
@@ -148,15 +149,6 @@ def _retained(step: StepRecord) -> str:
     best = max(there, key=lambda row: there[row].value or 0.0)
     who = best if len(there) == 1 else f"{best}, the best of {len(there)} rows,"
     return f"At {most} adapters {who} keeps {_share(there[best])} of the scores that each has alone."
-
-
-def _fields(group: str) -> dict[str, str]:
-    """What a group says, by key.
-
-    >>> _fields("row=sst, experts=20")
-    {'row': 'sst', 'experts': '20'}
-    """
-    return {key: value for key, _, value in (part.partition("=") for part in group.split(", "))}
 
 
 def _share(metric: Metric) -> str:
@@ -167,17 +159,11 @@ def _share(metric: Metric) -> str:
 def _largest(pairs: Sequence[Pair], suite: str) -> Pair | None:
     """The pair of a suite whose intervals are apart and that changed most; else the one that changed most."""
     of_suite = [pair for pair in pairs if pair[0].name.startswith(f"{suite}/")]
-    return max(of_suite, key=lambda pair: (_apart(*pair), abs(_difference(*pair))), default=None)
+    return max(of_suite, key=lambda pair: (apart(*pair), abs(_difference(*pair))), default=None)
 
 
 def _difference(before: Metric, after: Metric) -> float:
     return (after.value or 0.0) - (before.value or 0.0)
-
-
-def _apart(before: Metric, after: Metric) -> bool:
-    if None in {before.low, before.high, after.low, after.high}:
-        return False
-    return bool(before.high < after.low or after.high < before.low)  # type: ignore[operator]
 
 
 def _change(before: Metric, after: Metric) -> str:

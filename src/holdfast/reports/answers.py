@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from holdfast.core.results import Sample, StepRecord
-from holdfast.reports.names import cut, plain
+from holdfast.core.wording import HARMFUL_CHARACTERS, SHOWN_CHARACTERS, cut
+from holdfast.reports.names import plain
 from holdfast.reports.view import Answer, Exchange, Talk
 
-HARMFUL_PROMPT, HARMFUL_OUTPUT, SHOWN = 60, 160, 600
-"""Characters shown of a harmful prompt, of an answer to one, and of any other text."""
+HARMFUL_OUTPUT = 160
+"""Characters shown of an answer to a harmful prompt."""
 
 
 def talks(sides: Sequence[tuple[str, StepRecord]]) -> tuple[Talk, ...]:
@@ -39,7 +40,7 @@ def talks(sides: Sequence[tuple[str, StepRecord]]) -> tuple[Talk, ...]:
 
 def _exchange(answers: Sequence[tuple[str, Sample]], harmful: bool) -> Exchange:
     first = answers[0][1]
-    length = HARMFUL_PROMPT if harmful else SHOWN
+    length = HARMFUL_CHARACTERS if harmful else SHOWN_CHARACTERS
     prompt = cut(first.prompt, length)
     return Exchange(
         task=first.task,
@@ -47,7 +48,7 @@ def _exchange(answers: Sequence[tuple[str, Sample]], harmful: bool) -> Exchange:
         prompt=prompt,
         shortened=prompt.endswith("…"),
         answers=tuple(
-            Answer(side, cut(sample.output, HARMFUL_OUTPUT if harmful else SHOWN), plain(sample.outcome))
+            Answer(side, cut(sample.output, HARMFUL_OUTPUT if harmful else SHOWN_CHARACTERS), plain(sample.outcome))
             for side, sample in answers
         ),
     )

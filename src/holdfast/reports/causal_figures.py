@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from holdfast.reports.charts import Plot
 from holdfast.reports.figures import nice_ticks
-from holdfast.reports.rotation_panel import Plot
 
 HEIGHT = 120
 """Pixels of a plot; labels stand in the margin that the style leaves."""

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast.core.results import Metric, StepRecord
-from holdfast.reports.causal_text import REPORTED
+from holdfast.reports.cells import shown
+from holdfast.reports.charts import Plot, over_steps
+from holdfast.reports.literature import REPORTED
 from holdfast.reports.names import DASH, plain
-from holdfast.reports.panels import figure_of
-from holdfast.reports.rotation_panel import Line, Plot
-from holdfast.reports.table_panel import TablePanel, shown
+from holdfast.reports.panels import figure_of, source_of
+from holdfast.reports.table_panel import TablePanel
 from holdfast.reports.view import Figure, Row
 
 TERMS = ("task", "invariance", "separation", "preference")
@@ -99,27 +100,16 @@ def _trained(step: StepRecord) -> Trained | None:
     seen = {name.removeprefix(GATE): points for name, points in step.curves.items() if name.startswith(GATE) and points}
     if step.do != "train" or not (terms or seen):
         return None
-    plots = tuple(_plot(name.capitalize(), {"": points}) for name, points in terms.items())
+    plots = tuple(over_steps(name.capitalize(), {"": points}) for name, points in terms.items())
     gates = []
     for measure, title in GATES.items():
         lines = {name.partition("/")[2]: seen[name] for name in seen if name.partition("/")[0] == measure}
-        gates += [_plot(title, lines)] if lines else []
+        gates += [over_steps(title, lines)] if lines else []
     rows = [
-        (plot.title + (f", {line.label}" if line.label else ""), *_told(line)) for plot in (*plots, *gates)
+        (plot.title + (f", {line.label}" if line.label else ""), *line.course) for plot in (*plots, *gates)
         for line in plot.lines
     ]  # fmt: skip
     return Trained(step.id, plots, tuple(gates), tuple(rows))
-
-
-def _plot(title: str, curves: Mapping[str, Sequence[Sequence[float]]]) -> Plot:
-    lines = tuple(Line(label, tuple((float(x), float(y)) for x, y in points)) for label, points in curves.items())
-    told = "; ".join(f"{line.label} {_told(line)[0]} to {_told(line)[-1]}".strip() for line in lines)
-    return Plot(plain(title), lines, f"{plain(title)} over optimizer steps: {told}")
-
-
-def _told(line: Line) -> tuple[str, ...]:
-    values = [y for _, y in line.points]
-    return tuple(f"{value:.3g}".replace("-", "−") for value in (values[0], min(values), max(values), values[-1]))
 
 
 def _attacks(steps: Sequence[StepRecord]) -> Iterator[Attacked]:
@@ -132,34 +122,29 @@ def _attacks(steps: Sequence[StepRecord]) -> Iterator[Attacked]:
     told = [(before, step) for before, step in pairs if step.id not in used]
     yield from (
         _attacked(*pair, by_id)
-        for pair in sorted(told, key=lambda pair: (_source(pair[1]) not in by_id, pair[0] is None))
+        for pair in sorted(told, key=lambda pair: (source_of(pair[1]) not in by_id, pair[0] is None))
     )
-
-
-def _source(step: StepRecord) -> str:
-    model = step.config.get("model")
-    return str(model.get("source", "")) if isinstance(model, dict) else str(model or "")
 
 
 def _undefended(step: StepRecord, by_id: Mapping[str, StepRecord]) -> bool:
     model = step.config.get("model")
     adapted = isinstance(model, dict) and model.get("adapter") is not None
-    return _source(step) not in by_id and not adapted and step.config.get("defence", "none") == "none"
+    return source_of(step) not in by_id and not adapted and step.config.get("defence", "none") == "none"
 
 
 def _key(step: StepRecord, by_id: Mapping[str, StepRecord]) -> str:
     """What two attacks that are compared have in common: the model that all began with, and the settings."""
     first, seen = step, {step.id}
-    while (before := by_id.get(_source(first))) is not None and before.id not in seen:
+    while (before := by_id.get(source_of(first))) is not None and before.id not in seen:
         first = before
         seen.add(first.id)
-    return repr((_source(first), sorted((key, repr(v)) for key, v in step.config.items() if key not in MADE_WITH)))
+    return repr((source_of(first), sorted((key, repr(v)) for key, v in step.config.items() if key not in MADE_WITH)))
 
 
 def _attacked(before: StepRecord | None, after: StepRecord, by_id: Mapping[str, StepRecord]) -> Attacked:
     first = {(metric.name, metric.group): metric for metric in before.metrics} if before else {}
     second = {(metric.name, metric.group): metric for metric in after.metrics}
-    source = _source(after) if _source(after) in by_id else after.model_name or _source(after)
+    source = source_of(after) if source_of(after) in by_id else after.model_name or source_of(after)
     defence = str(after.config.get("defence", "none"))
     cells: list[tuple[str, ...]] = []
     for name, label in FIGURES.items():

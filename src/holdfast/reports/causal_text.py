@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from holdfast.reports.cells import written
+from holdfast.reports.literature import sources_of
+from holdfast.reports.markdown import table, text
+from holdfast.reports.names import DASH
 
 if TYPE_CHECKING:
     from holdfast.reports.causal_panel import Attacked, CausalPanel
-    from holdfast.reports.view import Figure, Row
+    from holdfast.reports.view import Row
 
-Escape = Callable[[str], str]
-Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
-REPORTED = {
-    "before": "98 at worst [1]",
-    "struq": "about 0 to 2, searched 45 [1]",
-    "secalign": "searched 8 [1]",
-}
-"""Attack success that the literature reports, by the label of a row, in per cent; never measured here."""
-SOURCES = {
-    "[1]": "Llama-3-8B-Instruct. Chen et al., SecAlign: Defending Against Prompt Injection with Preference "
-    "Optimization (CCS 2025), arXiv 2410.05451. Searched: the worst of the attacks that optimise their text.",
-    "[2]": "Of defences trained like StruQ and SecAlign, arXiv 2601.07185 reports that rejecting a harmless last "
-    "sentence rises from less than 10 % to 90 %, and that one trigger word adds 50 % of false refusals.",
-}
-MARKED = {"[1]": ("before", "struq", "secalign"), "[2]": ("struq", "secalign")}
-"""The rows that each source is about."""
 CURVE_HEAD = ("Curve", "First", "Lowest", "Highest", "Last")
 BASELINE_HEAD = ("Row", "Measured", "Reported elsewhere, %")
 CURVED = (
@@ -44,13 +33,8 @@ SHOWN = 3
 """Trainings and attacks that are told at once; the others are folded away."""
 
 
-def blocks(panel: CausalPanel, text: Escape, table: Table) -> Iterable[str]:
-    """Markdown: baselines, attacks, curves.
-
-    Args:
-        text: Makes text safe in Markdown.
-        table: Writes a table; makes its cells safe itself.
-    """
+def blocks(panel: CausalPanel) -> Iterable[str]:
+    """Markdown: baselines, attacks, curves."""
     yield "## Attacks and hardening"
     for title, rows in panel.baselines:
         yield f"### {text(title)}: measured and reported"
@@ -71,12 +55,6 @@ def blocks(panel: CausalPanel, text: Escape, table: Table) -> Iterable[str]:
         yield CURVED
 
 
-def sources_of(rows: Iterable[Sequence[str]]) -> dict[str, str]:
-    """The sources, by mark, that are about one of the rows of a table of baselines."""
-    labels = {label for label, *_ in rows}
-    return {mark: source for mark, source in SOURCES.items() if labels & set(MARKED[mark])}
-
-
 def sides(one: Attacked) -> tuple[str, ...]:
     """Heads of the columns of figures."""
     return ("Undefended", "Attacked here") if one.before else ("Value",)
@@ -84,14 +62,10 @@ def sides(one: Attacked) -> tuple[str, ...]:
 
 def told(one: Attacked, rows: Iterable[Row]) -> list[tuple[str, ...]]:
     """The rows of a chart as text."""
-    return [(row.label, *([written(row.before)] if one.before else []), written(row.after)) for row in rows]
-
-
-def written(figure: Figure | None) -> str:
-    """A figure with its interval and n; a missing one with its reason."""
-    if figure is None or figure.value is None:
-        return f"– ({figure.reason})" if figure is not None and figure.reason else "–"
-    return " ".join(filter(None, (figure.text, figure.bounds, f"(n = {figure.n})")))
+    return [
+        (row.label, *([written(row.before) if row.before else DASH] if one.before else []), written(row.after))
+        for row in rows
+    ]
 
 
 def lines(panel: CausalPanel) -> Iterable[str]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from holdfast.core.results import Metric, StepRecord, Verdict
+from holdfast.reports.cells import shown
 from holdfast.reports.names import DASH, plain
 from holdfast.reports.panels import figure_of
-from holdfast.reports.table_panel import shown
 from holdfast.reports.view import Figure
 
 BASE = "model=undefended"

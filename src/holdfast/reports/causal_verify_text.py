@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
+from holdfast.core.wording import cut
 from holdfast.reports.causal_verify_panel import VARIABLES, Layer, Power, Verified, cells
-from holdfast.reports.names import cut
+from holdfast.reports.markdown import table, text
 
-Escape = Callable[[str], str]
-Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
 CLAIM_HEAD = ("Claim", "Says", "p", "n", "Found")
 BOUND_HEAD = ("What", "At most", "n", "Says")
 EDGE_HEAD = ("Edge", "Share of resamples", "On all rows", "Expected")
@@ -35,13 +34,8 @@ BOUNDED = (
 TERMINAL_REASON = 160
 
 
-def blocks(panel: Sequence[Verified], text: Escape, table: Table) -> Iterable[str]:
-    """Markdown: claims, figures, graphs, power, bounds, representations.
-
-    Args:
-        text: Makes text safe in Markdown.
-        table: Writes a table; makes its cells safe itself.
-    """
+def blocks(panel: Sequence[Verified]) -> Iterable[str]:
+    """Markdown: claims, figures, graphs, power, bounds, representations."""
     for one in panel:
         yield f"## Verification: {text(one.model)} ({text(one.id)})"
         yield one.counted

@@ -6,7 +6,7 @@ Colour is never alone: *before* is hollow, *after* is filled, and every chart ha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from holdfast.reports.view import Curve, Figure, Row, Training
@@ -16,6 +16,8 @@ LANE_BEFORE, LANE_AFTER, ROW_HEIGHT = 11, 27, 38
 """Pixels from the top of a row's chart."""
 CAP, RADIUS, BAR = 4, 5, 10
 PLOT_HEIGHT = 240
+Ends = tuple[float, float]
+"""Exponents of the powers of ten at both ends of an axis."""
 
 
 def drawable(row: Row) -> bool:
@@ -98,6 +100,17 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> tuple[float, ...]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first, last = math.floor(low / step), math.ceil(high / step)
     return tuple(round(position * step, 10) for position in range(first, last + 1))
+
+
+def decades(values: Iterable[float]) -> Ends:
+    """Exponents of the powers of ten around the positive values.
+
+    >>> decades([0.002, 0.03, 0.0]), decades([0.01])
+    ((-3.0, -1.0), (-2.0, -1.0))
+    """
+    logs = [math.log10(value) for value in values if value > 0]
+    low, high = math.floor(min(logs)), math.ceil(max(logs))
+    return float(low), float(max(high, low + 1))
 
 
 def _sides(row: Row) -> list[tuple[str, Figure]]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast.core.results import Metric, StepRecord
+from holdfast.reports.cells import shown
 from holdfast.reports.names import number
-from holdfast.reports.panels import figure_of
-from holdfast.reports.table_panel import Arm, Axes, Column, Point, TablePanel, shown
+from holdfast.reports.panels import figure_of, source_of
+from holdfast.reports.table_panel import Arm, Axes, Column, Point, TablePanel
 from holdfast.reports.view import Figure
 
 MADE = frozenset({"merge", "repair"})
@@ -67,8 +68,7 @@ def made_by_row(table: StepRecord, steps: Mapping[str, StepRecord]) -> dict[str,
     found: dict[str, list[StepRecord]] = {}
     for label, ids in table.config.get("rows", {}).items():
         measured = [steps[name] for name in ids if name in steps]
-        sources = [str((step.config.get("model") or {}).get("source", "")) for step in measured]
-        made = [steps[name] for name in sources if name in steps and steps[name].do in MADE]
+        made = [steps[name] for name in map(source_of, measured) if name in steps and steps[name].do in MADE]
         if made:
             found[label] = made
     return found

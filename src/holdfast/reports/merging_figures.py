@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
-from holdfast.reports.figures import nice_ticks
+from holdfast.core.wording import cut
+from holdfast.reports.charts import Points
+from holdfast.reports.figures import decades, nice_ticks
 from holdfast.reports.merging_board import Tax
 from holdfast.reports.merging_panel import Kept, Retention
 from holdfast.reports.merging_rules import Multiples, Small, Trace
-from holdfast.reports.names import cut
-from holdfast.reports.rotation_figures import decades
-from holdfast.reports.rotation_panel import Points
 
 HEIGHT, KEPT_HEIGHT = 130, 280
 """Pixels of a small plot, and at least of that of retention; labels stand in the margin that the style leaves."""

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from holdfast.core.results import Metric, StepRecord
+from holdfast.core.results import Metric, StepRecord, values_of
+from holdfast.reports.cells import reasoned, shown
+from holdfast.reports.charts import Chart, Points
 from holdfast.reports.merging_board import Board, boards, share
 from holdfast.reports.merging_rules import Multiples, Rule, Small, Trace, grouped
 from holdfast.reports.merging_spectra import alike, spectra
 from holdfast.reports.names import DASH
 from holdfast.reports.panels import figure_of
-from holdfast.reports.rotation_panel import Chart, Points
-from holdfast.reports.table_panel import TablePanel, shown
+from holdfast.reports.table_panel import TablePanel
 from holdfast.reports.view import Figure
 
 TRIED = "tried/"
@@ -177,8 +178,8 @@ def _mean_of(many: Sequence[Points], count: int) -> Points:
 def _retention(step: StepRecord) -> Retention | None:
     found: dict[str, dict[float, Metric]] = {}
     for metric in step.metrics:
-        row, _, count = metric.group.removeprefix("row=").rpartition(", experts=")
-        if metric.name == "retention/mean" and row:
+        if metric.name == "retention/mean":
+            row, count = values_of(metric.group, "row", "experts")
             found.setdefault(row, {})[float(count)] = metric
     counts = tuple(sorted({count for of_rule in found.values() for count in of_rule}))
     if not counts:
@@ -193,6 +194,4 @@ def _retention(step: StepRecord) -> Retention | None:
 
 def _kept_at(kept: Kept, count: float) -> str:
     figure = dict(kept.points).get(count)
-    if figure is None:
-        return DASH
-    return shown(figure) if figure.value is not None else f"{DASH} ({figure.reason})"
+    return DASH if figure is None else reasoned(figure)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from holdfast.core.results import StepRecord
+from holdfast.reports.charts import Points
 from holdfast.reports.merging_board import MADE, made_by_row
-from holdfast.reports.rotation_panel import Points
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from holdfast.core.results import Metric, StepRecord
+from holdfast.reports.by_layer import by_kind, median_range
+from holdfast.reports.charts import Chart, Line, Plot, Points
 from holdfast.reports.merging_rules import Multiples, Rule, Small, Trace
 from holdfast.reports.names import DASH
-from holdfast.reports.rotation_panel import Chart, Line, Plot, Points, by_kind, median_range
 
 SHOWN = 6
 """Seeds of which spectra are drawn."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
+from holdfast.reports.cells import shown
+from holdfast.reports.markdown import charted, table, text
 from holdfast.reports.merging_board import Board, told_tax
 from holdfast.reports.merging_panel import MergingPanel, Retention
 from holdfast.reports.merging_rules import Multiples
 from holdfast.reports.names import DASH
-from holdfast.reports.rotation_panel import Chart
-from holdfast.reports.table_panel import shown
 
-Escape = Callable[[str], str]
-Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
 PLACED = (
     "Safety and utility are plain means over tasks, each figure turned so that 1 is best. Limits of a mean are the "
     "means of the tasks' limits: wide enough however the tasks hang together."
@@ -31,13 +29,8 @@ BOARD_HEAD = ("Row", "Safety", "Utility", "Pareto set")
 TAX_HEAD = ("Row", "Safety tax", "Against the reference")
 
 
-def blocks(panel: MergingPanel, text: Escape, table: Table) -> Iterable[str]:
-    """Markdown: the plane of each table, taxes, then curves as tables.
-
-    Args:
-        text: Makes text safe in Markdown.
-        table: Writes a table; makes its cells safe itself.
-    """
+def blocks(panel: MergingPanel) -> Iterable[str]:
+    """Markdown: the plane of each table, taxes, then curves as tables."""
     yield "## Merging and repair"
     for board in panel.boards:
         yield f"### Safety against utility: {text(board.title)}"
@@ -52,22 +45,16 @@ def blocks(panel: MergingPanel, text: Escape, table: Table) -> Iterable[str]:
         yield KEPT
         yield table(kept_head(one), one.rows)
     for multiples in (*panel.fronts, *panel.dials):
-        yield from _multiples(multiples, text, table)
-    for multiples, chart in panel.spectra:
-        yield from _multiples(multiples, text, table)
-        yield from _chart(chart, text, table)
+        yield from _multiples(multiples)
+    for multiples, halves in panel.spectra:
+        yield from _multiples(multiples)
+        if halves is not None:
+            yield from charted(halves)
 
 
-def _multiples(one: Multiples, text: Escape, table: Table) -> Iterable[str]:
+def _multiples(one: Multiples) -> Iterable[str]:
     yield f"### {text(one.title)}"
     yield table(one.head, one.rows)
-
-
-def _chart(chart: Chart | None, text: Escape, table: Table) -> Iterable[str]:
-    if chart is not None:
-        yield f"### {text(chart.title)}"
-        yield table(chart.head, chart.rows)
-        yield "Median over blocks [lowest, highest]."
 
 
 def made_of(board: Board) -> str:

@@ -106,12 +106,3 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def cut(text: str, length: int) -> str:
-    """At most ``length`` characters, the last of them an ellipsis where something was left out.
-
-    >>> cut("abcdef", 4), cut("abcd", 4)
-    ('abc…', 'abcd')
-    """
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

@@ -11,6 +11,7 @@ from holdfast.reports import (
     causal_verify_figures,
     causal_verify_text,
     figures,
+    literature,
     merging_figures,
     merging_text,
     rotation_figures,
@@ -47,6 +48,23 @@ LEGEND = (
 """What every sign on the page means."""
 
 TEMPLATES = Path(__file__).parent / "templates"
+MODULES = (
+    figures,
+    causal_figures,
+    causal_text,
+    causal_verify_figures,
+    causal_verify_text,
+    literature,
+    merging_figures,
+    merging_text,
+    rotation_figures,
+    rotation_text,
+    table_figures,
+    table_text,
+    token_weighting_figures,
+    token_weighting_text,
+)
+"""What templates call, by its own name."""
 
 
 def to_html(view: View) -> str:
@@ -61,19 +79,7 @@ def to_html(view: View) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals["figures"] = figures
-    environment.globals["causal_figures"] = causal_figures
-    environment.globals["causal_text"] = causal_text
-    environment.globals["causal_verify_figures"] = causal_verify_figures
-    environment.globals["causal_verify_text"] = causal_verify_text
-    environment.globals["merging_figures"] = merging_figures
-    environment.globals["merging_text"] = merging_text
-    environment.globals["rotation_figures"] = rotation_figures
-    environment.globals["rotation_text"] = rotation_text
-    environment.globals["table_figures"] = table_figures
-    environment.globals["token_figures"] = token_weighting_figures
-    environment.globals["token_texts"] = token_weighting_text
-    environment.globals["table_note"] = table_text.NOTE
+    environment.globals |= {module.__name__.rpartition(".")[2]: module for module in MODULES}
     environment.filters["unbroken"] = unbroken
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     texts = {"quick_warning": QUICK, "composites_note": COMPOSITES, "legend": LEGEND, "trainings_shown": TRAININGS}

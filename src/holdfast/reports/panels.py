@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from holdfast.core.results import Metric, StepRecord, Verdict
+from holdfast.core.results import Metric, StepRecord, Verdict, apart
 from holdfast.reports.answers import talks
 from holdfast.reports.names import BREAKDOWNS, DASH, is_rate, measure_words, number, plain, split_name
 from holdfast.reports.view import Breakdown, Figure, Panel, Row
@@ -105,10 +105,14 @@ def _composites(comparison: StepRecord | None) -> tuple[Row, ...]:
     return tuple(_row(None, metric, None) for metric in made if metric.name.startswith("composite/"))
 
 
+def source_of(step: StepRecord) -> str:
+    """Where the model of a step comes from: the step that made it, or a name; empty where it has none."""
+    return str((step.config.get("model") or {}).get("source", ""))
+
+
 def _model(step: StepRecord, steps: Mapping[str, StepRecord]) -> str:
     """The model a step measured: the step that made it, or its name; and which step measured it."""
-    model = step.config.get("model")
-    source = str(model.get("source", "")) if isinstance(model, dict) else ""
+    source = source_of(step)
     name = source if source in steps else step.model_name or source
     return f"{name} (step {step.id})" if name else f"step {step.id}"
 
@@ -173,22 +177,15 @@ def _judgement(
     if verdict is not None and verdict.holds is not None:
         return (better if verdict.holds else "no clear change"), f"p\u00a0{_p(verdict.p_value)}, {verdict.n}\u00a0pairs"
     if change.low is not None and change.high is not None:
-        apart = change.low > 0 or change.high < 0
-        return (better if apart else "no clear change"), "by the interval of the difference"
-    return (better if _apart(before, after) else "no clear change"), "by the two intervals"
+        clear = change.low > 0 or change.high < 0
+        return (better if clear else "no clear change"), "by the interval of the difference"
+    return (better if apart(before, after) else "no clear change"), "by the two intervals"
 
 
 def _p(value: float | None) -> str:
     if value is None:
         return "unknown"
     return "<\u00a00.001" if value < 0.001 else f"=\u00a0{value:.3f}"
-
-
-def _apart(before: Figure, after: Figure) -> bool:
-    bounds = (before.low, before.high, after.low, after.high)
-    if any(bound is None for bound in bounds):
-        return False
-    return bool(before.high < after.low or after.high < before.low)  # type: ignore[operator]
 
 
 def _headline(main: Sequence[Row]) -> tuple[Row, ...]:

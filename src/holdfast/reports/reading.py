@@ -14,7 +14,6 @@ from holdfast.reports.rotation_panel import rotation_panel
 from holdfast.reports.table_panel import table_panels
 from holdfast.reports.token_weighting_panel import token_weighting_panel
 from holdfast.reports.view import Curve, Full, Step, Tested, Training, View
-from holdfast.reports.weights_panel import weights_panel
 
 
 def read_run(run: RunRecord) -> View:
@@ -35,7 +34,6 @@ def read_run(run: RunRecord) -> View:
         verified=causal_verify_panel(run.steps),
         merging=merging_panel(run.steps, tables),
         rotation=rotation_panel(run.steps),
-        weighted=weights_panel(run.steps),
         tokens=token_weighting_panel(run.steps),
         trainings=tuple(training for step in run.steps if (training := _training(step))),
         steps=tuple(_step(step) for step in run.steps),

@@ -6,13 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from holdfast.reports.rotation_panel import Chart, Line, Plot, Points
+from holdfast.reports.charts import Chart, Line, Plot, Points
+from holdfast.reports.figures import Ends, decades
 
 HEIGHT = 120
 """Pixels of the plot; labels stand in the margin that the style leaves."""
 MOST_TICKS = 5
-Ends = tuple[float, float]
-"""Exponents of the powers of ten at both ends of an axis."""
 DOTTED = 12
 """Lines with at most this many points show each of them."""
 
@@ -37,17 +36,6 @@ def key(position: int) -> str:
         '<svg class="key" width="28" height="14" aria-hidden="true" focusable="false">'
         f'<line class="line{position}" x1="0" y1="7" x2="28" y2="7"/></svg>'
     )
-
-
-def decades(values: Iterable[float]) -> Ends:
-    """Exponents of the powers of ten around the positive values.
-
-    >>> decades([0.002, 0.03, 0.0]), decades([0.01])
-    ((-3.0, -1.0), (-2.0, -1.0))
-    """
-    logs = [math.log10(value) for value in values if value > 0]
-    low, high = math.floor(min(logs)), math.ceil(max(logs))
-    return float(low), float(max(high, low + 1))
 
 
 def _lines(chart: Chart) -> Iterable[Line]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
 from holdfast.core.results import Metric, StepRecord
+from holdfast.reports.by_layer import KINDS, LAYER, bare, by_kind, in_order, median_range, percent, place
+from holdfast.reports.charts import Chart, Line, Plot, Points
 from holdfast.reports.names import DASH, plain
 
 SHOWN = 6
 """Held steps, masks and bases at most that are drawn; the others are listed."""
-KINDS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 INPUTS = ("attention_input", "attention_output", "mlp_input", "mlp_output")
-SPECTRUM, LAYER = "spectrum/", "layer="
+SPECTRUM = "spectrum/"
 CHECK = "holdfast verify certificate RUN"
 PROVED = (
     "A certificate that holds says: what is frozen did not move. The stored result is, bit for bit, the start plus a "
@@ -23,47 +23,6 @@ PROVED = (
 )
 TOLD_AT = (0.1, 0.2, 0.5)
 """Shares of directions at which a spectrum is told in words."""
-
-Points = tuple[tuple[float, float], ...]
-Cells = tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a plot, with a band where it stands for several."""
-
-    label: str
-    points: Points
-    low: Points = ()
-    high: Points = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """One small chart."""
-
-    title: str
-    lines: tuple[Line, ...]
-    told: str
-    """Its numbers in words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """Small charts that share their axes."""
-
-    title: str
-    note: str
-    plots: tuple[Plot, ...]
-    across: Literal["share", "depth"]
-    """What x is: a share of directions, or the block of the model."""
-    up: Literal["share", "log"]
-    """What y is: a share from 0 to 1, or a positive number on a scale of powers of ten."""
-    marks: tuple[float, ...] = ()
-    """Vertical lines, at these x."""
-    head: tuple[str, ...] = ()
-    rows: Cells = ()
-    """The same as a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,32 +169,7 @@ def mask_sentence(step: StepRecord) -> str:
 def _named(step: StepRecord, name: str) -> list[Metric]:
     """Figures by layer, in order of depth."""
     found = [metric for metric in step.metrics if metric.name == f"rotation/{name}" and metric.group.startswith(LAYER)]
-    return sorted(found, key=lambda metric: _place(metric.group)[1])
-
-
-def _place(name: str) -> tuple[str, int]:
-    """Kind and block of a layer, or of a group of layers.
-
-    >>> _place("layer=layers.3.q_proj"), _place("spectrum/layers.11.mlp_input"), _place("lm_head")
-    (('q_proj', 3), ('mlp_input', 11), ('lm_head', 0))
-    """
-    block, _, kind = name.removeprefix(LAYER).removeprefix(SPECTRUM).rpartition(".")
-    number = block.rpartition(".")[2]
-    return kind, int(number) if number.isdecimal() else 0
-
-
-def _in_order(kinds: Iterable[str], known: Sequence[str]) -> list[str]:
-    return sorted(dict.fromkeys(kinds), key=lambda kind: known.index(kind) if kind in known else len(known))
-
-
-def by_kind(metrics: Iterable[Metric]) -> dict[str, Points]:
-    """Figures by layer as (block, value), by kind of layer."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for metric in metrics:
-        kind, block = _place(metric.group)
-        if metric.value is not None:
-            found.setdefault(kind, []).append((float(block), metric.value))
-    return {kind: tuple(found[kind]) for kind in _in_order(found, KINDS)}
+    return sorted(found, key=lambda metric: place(metric.group)[1])
 
 
 def _spectrum(step: StepRecord, steps: Sequence[StepRecord]) -> Chart | None:
@@ -243,9 +177,9 @@ def _spectrum(step: StepRecord, steps: Sequence[StepRecord]) -> Chart | None:
     # Layers of one kind have one width, and so points at the same x; where they differ, each width has its plot.
     together: dict[tuple[str, tuple[float, ...]], list[Points]] = {}
     for name, points in curves.items():
-        together.setdefault((_place(name)[0], tuple(x for x, _ in points)), []).append(points)
+        together.setdefault((place(name.removeprefix(SPECTRUM))[0], tuple(x for x, _ in points)), []).append(points)
     plots, rows = [], []
-    for kind in _in_order((kind for kind, _ in together), INPUTS):
+    for kind in in_order((kind for kind, _ in together), INPUTS):
         for (_, at), many in ((key, many) for key, many in together.items() if key[0] == kind):
             line = _band(at, many)
             cells = tuple(_told_at(line, share) for share in TOLD_AT)
@@ -283,7 +217,7 @@ def _band(at: Sequence[float], many: Sequence[Points]) -> Line:
 def _told_at(line: Line, share: float) -> str:
     nearest = min(range(len(line.points)), key=lambda i: abs(line.points[i][0] - share))
     text = percent(line.points[nearest][1])
-    return f"{text} [{_bare(line.low[nearest][1])}, {_bare(line.high[nearest][1])}]" if line.low else text
+    return f"{text} [{bare(line.low[nearest][1])}, {bare(line.high[nearest][1])}]" if line.low else text
 
 
 def _frozen(step: StepRecord) -> Chart | None:
@@ -310,7 +244,7 @@ def _frozen(step: StepRecord) -> Chart | None:
 
 def _drift(steps: Sequence[StepRecord]) -> Chart | None:
     by_step = {step.id: by_kind(_named(step, "drift")) for step in steps}
-    kinds = _in_order((kind for found in by_step.values() for kind in found), KINDS)
+    kinds = in_order((kind for found in by_step.values() for kind in found), KINDS)
     drawn = {name: found for name, found in by_step.items() if found}
     if not any(value > 0 for found in drawn.values() for points in found.values() for _, value in points):
         return None
@@ -326,27 +260,6 @@ def _drift(steps: Sequence[StepRecord]) -> Chart | None:
         "The scale goes in powers of ten; a drift of exactly 0 has no place on it."
     )
     return Chart("Output drift by layer", note, tuple(plots), "depth", "log", (), ("Layers", *drawn), tuple(rows))
-
-
-def median_range(points: Points) -> str:
-    """Median with the lowest and the highest."""
-    values = [y for _, y in points]
-    low, high = _bare(min(values)), _bare(max(values))
-    return percent(median(values)) + ("" if low == high else f" [{low}, {high}]")
-
-
-def percent(value: float) -> str:
-    """A share with one decimal, a small one with two digits.
-
-    >>> percent(0.9829), percent(0.5), percent(0.0011), percent(0.0)
-    ('98.3 %', '50.0 %', '0.11 %', '0 %')
-    """
-    return f"{_bare(value)} %"
-
-
-def _bare(value: float) -> str:
-    scaled = 100 * value
-    return f"{scaled:.1f}" if scaled >= 10 else f"{scaled:.2g}"
 
 
 def small(value: float) -> str:

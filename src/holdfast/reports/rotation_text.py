@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
-from holdfast.reports.rotation_panel import CHECK, PROVED, Chart, RotationPanel
+from holdfast.reports.markdown import charted, table, text
+from holdfast.reports.rotation_panel import CHECK, PROVED, RotationPanel
 
-Escape = Callable[[str], str]
-Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
 TERMINAL_MASKS = 2
 """Masks told in the terminal."""
 LIST_HEAD = ("Step", "Mask", "Certificate", "Largest leak", "Output drift")
 
 
-def blocks(panel: RotationPanel, text: Escape, table: Table) -> Iterable[str]:
-    """Markdown: certificates first, then what was held and what moved.
-
-    Args:
-        text: Makes text safe in Markdown.
-        table: Writes a table; makes its cells safe itself.
-    """
+def blocks(panel: RotationPanel) -> Iterable[str]:
+    """Markdown: certificates first, then what was held and what moved."""
     yield "## Rotation"
     yield from (f"**{text(held.id)}: {held.status}.** {text(held.sentence)}" for held in panel.cards)
     if panel.held:
@@ -29,13 +23,7 @@ def blocks(panel: RotationPanel, text: Escape, table: Table) -> Iterable[str]:
         yield table(LIST_HEAD, listed(panel))
     yield from (f"Mask **{text(name)}**: {text(sentence)}" for name, sentence in panel.masks)
     for chart in (*panel.spectra, *panel.frozen, *([panel.drift] if panel.drift else [])):
-        yield from _chart(chart, text, table)
-
-
-def _chart(chart: Chart, text: Escape, table: Table) -> Iterable[str]:
-    yield f"### {text(chart.title)}"
-    yield table(chart.head, chart.rows)
-    yield "Median over blocks [lowest, highest]."
+        yield from charted(chart)
 
 
 def listed(panel: RotationPanel) -> list[tuple[str, ...]]:

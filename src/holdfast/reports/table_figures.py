@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from holdfast.core.wording import cut
 from holdfast.reports.figures import nice_ticks
-from holdfast.reports.names import cut
 from holdfast.reports.table_panel import Axes, Point
 from holdfast.reports.view import Figure
 

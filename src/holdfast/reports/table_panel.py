@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from holdfast.core.results import Metric, StepRecord
-from holdfast.reports.names import DASH, measure_words, number, split_name
+from holdfast.reports.names import measure_words, number, split_name
 from holdfast.reports.panels import figure_of
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 BEFORE = "before"
 """Row of the model before any change."""
 ATTACK = "attack_success_rate"
-
 
 _DERIVED = ("/difference", "/removed", "/synergy")
 """What is made of a figure and shown beside it, or in a note."""
@@ -205,10 +204,3 @@ def _most_changed(columns: Sequence[int], arms: Sequence[Arm]) -> int | None:
         return abs(difference.value) if difference is not None and difference.value is not None else 0.0
 
     return max(columns, key=change, default=None)
-
-
-def shown(figure: Figure | None) -> str:
-    """A share with its interval in a line; a dash where there is none."""
-    if figure is None or figure.value is None:
-        return DASH
-    return f"{figure.text} {figure.bounds}".strip()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from holdfast.reports.names import DASH, cut
-from holdfast.reports.table_panel import Arm, Cell, TablePanel, shown
+from holdfast.core.wording import cut
+from holdfast.reports.cells import shown, written
+from holdfast.reports.markdown import table, text
+from holdfast.reports.names import DASH
+from holdfast.reports.table_panel import Arm, Cell, TablePanel
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +26,7 @@ ACROSS = 3
 LABEL = 17
 
 
-def blocks(panel: TablePanel, text: Callable[[str], str], table: Callable[..., str]) -> Iterator[str]:
+def blocks(panel: TablePanel) -> Iterator[str]:
     """Markdown: the values with the share removed, then differences and single seeds."""
     yield f"## {text(panel.title)}"
     yield f"{panel.counted} Reference: {text(panel.reference)}."
@@ -45,12 +48,8 @@ def _name(arm: Arm) -> str:
 
 
 def _written(cell: Cell) -> str:
-    figure = cell.figure
-    if figure.value is None:
-        return f"{DASH} ({figure.reason})"
-    invalid = f", {figure.n_invalid} invalid" if figure.n_invalid else ""
-    removed = f"; {cell.word} {shown(cell.removed)}" if cell.removed else ""
-    return f"{shown(figure)} (n = {figure.n}{invalid}){removed}"
+    removed = f"; {cell.word} {shown(cell.removed)}" if cell.removed and cell.figure.value is not None else ""
+    return written(cell.figure) + removed
 
 
 def print_table(panel: TablePanel, out: Console) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from holdfast.reports import (
@@ -12,8 +12,9 @@ from holdfast.reports import (
     rotation_text,
     table_text,
     token_weighting_text,
-    weights_panel,
 )
+from holdfast.reports.cells import reasoned, written
+from holdfast.reports.markdown import code, longest_run, table, text
 from holdfast.reports.names import DASH
 from holdfast.reports.view import Breakdown, Exchange, Figure, Panel, Row, View
 
@@ -39,33 +40,31 @@ COMPOSITES = (
 
 def to_markdown(view: View) -> str:
     """The whole report as GitHub-flavoured Markdown."""
-    blocks = [f"# {_text(view.title)}"]
+    blocks = [f"# {text(view.title)}"]
     blocks += [f"> **{QUICK}**"] if view.quick else []
-    blocks += [f"> **{_text(problem)}**" for problem in view.problems]
-    blocks += [_text(view.summary)] if view.summary else []
-    blocks += [_text(view.description)] if view.description else []
-    for table in view.tables:
-        blocks += table_text.blocks(table, _text, _table)
+    blocks += [f"> **{text(problem)}**" for problem in view.problems]
+    blocks += [text(view.summary)] if view.summary else []
+    blocks += [text(view.description)] if view.description else []
+    for one in view.tables:
+        blocks += table_text.blocks(one)
     if view.hardened:
-        blocks += causal_text.blocks(view.hardened, _text, _table)
-    blocks += causal_verify_text.blocks(view.verified, _text, _table)
+        blocks += causal_text.blocks(view.hardened)
+    blocks += causal_verify_text.blocks(view.verified)
     if view.merging:
-        blocks += merging_text.blocks(view.merging, _text, _table)
+        blocks += merging_text.blocks(view.merging)
     for panel in view.panels:
         blocks += _panel(panel)
     if view.rotation:
-        blocks += rotation_text.blocks(view.rotation, _text, _table)
-    if view.weighted:
-        blocks += weights_panel.blocks(view.weighted, _text, _table)
+        blocks += rotation_text.blocks(view.rotation)
     if view.tokens:
-        blocks += token_weighting_text.blocks(view.tokens, _text, _table)
-    blocks += [f"## Training {_text(training.id)}\n\n{_text(training.sentence)}." for training in view.trainings]
+        blocks += token_weighting_text.blocks(view.tokens)
+    blocks += [f"## Training {text(training.id)}\n\n{text(training.sentence)}." for training in view.trainings]
     blocks += _record(view)
     return "\n\n".join(blocks) + "\n"
 
 
 def _panel(panel: Panel) -> Iterable[str]:
-    yield f"## {_text(_title(panel))}"
+    yield f"## {text(_title(panel))}"
     yield _rows(panel.main, panel.paired)
     yield LEGEND
     if panel.more:
@@ -76,7 +75,7 @@ def _panel(panel: Panel) -> Iterable[str]:
         yield _rows(panel.composites, paired=False)
         yield COMPOSITES
     for breakdown in panel.breakdowns:
-        yield f"### {_text(breakdown.title)}"
+        yield f"### {text(breakdown.title)}"
         yield _breakdown(breakdown, panel.paired)
     if panel.talks:
         yield "### Sample answers"
@@ -90,13 +89,13 @@ def _title(panel: Panel) -> str:
 def _rows(rows: Iterable[Row], paired: bool) -> str:
     sides = ("Before", "After", "Change", "Verdict") if paired else ("Value",)
     cells = [(_name(row), row.arrow, *_cells(row, paired), row.judge or DASH) for row in rows]
-    return _table(("Figure", "", *sides, "Judge"), cells)
+    return table(("Figure", "", *sides, "Judge"), cells)
 
 
 def _breakdown(breakdown: Breakdown, paired: bool) -> str:
     sides = ("Before", "After", "Change", "Verdict") if paired else ("Value",)
     cells = [(row.label, *_cells(row, paired), row.judge or DASH) for row in breakdown.rows]
-    return _table(("", *sides, "Judge"), cells)
+    return table(("", *sides, "Judge"), cells)
 
 
 def _name(row: Row) -> str:
@@ -106,76 +105,37 @@ def _name(row: Row) -> str:
 def _cells(row: Row, paired: bool) -> tuple[str, ...]:
     if not paired:
         return (written(row.after),)
-    change = _with_bounds(row.change) if row.change else DASH
+    change = reasoned(row.change) if row.change and row.change.value is not None else DASH
     verdict = f"{row.verdict} ({row.test})" if row.test else row.verdict
     before = DASH if row.before is None else written(row.before)
     return before, written(row.after), change, verdict
 
 
-def written(figure: Figure) -> str:
-    """A figure with its interval and n in one line; a missing one with its reason."""
-    if figure.value is None:
-        return f"{DASH} ({figure.reason})"
-    invalid = f", {figure.n_invalid} invalid" if figure.n_invalid else ""
-    return f"{_with_bounds(figure)} (n = {figure.n}{invalid})"
-
-
-def _with_bounds(figure: Figure) -> str:
-    """A figure with its interval, or with the reason why it has none."""
-    reason = "" if figure.value is None or figure.bounds or not figure.reason else f"({figure.reason})"
-    return " ".join(filter(None, (figure.text, figure.bounds, reason)))
-
-
 def _exchange(exchange: Exchange) -> str:
     about = f"{exchange.task}, {exchange.group}" if exchange.group else exchange.task
-    answers = [f"- {a.side or 'answer'}: {_code(a.output)} **{_text(a.outcome)}**" for a in exchange.answers]
+    answers = [f"- {a.side or 'answer'}: {code(a.output)} **{text(a.outcome)}**" for a in exchange.answers]
     shortened = " (shortened)" if exchange.shortened else ""
-    return "\n".join([f"{_text(about)}{shortened}: {_code(exchange.prompt)}", "", *answers])
+    return "\n".join([f"{text(about)}{shortened}: {code(exchange.prompt)}", "", *answers])
 
 
 def _record(view: View) -> Iterable[str]:
     yield "## Steps"
     heads = ("Step", "Does", "Status", "Model", "Time", "Peak memory", "Seed")
-    yield _table(heads, [(s.id, s.do, s.status, s.model, s.seconds, s.memory, str(s.seed)) for s in view.steps])
-    notes = [f"- {step.id}: {_text(note)}" for step in view.steps for note in step.notes]
+    yield table(heads, [(s.id, s.do, s.status, s.model, s.seconds, s.memory, str(s.seed)) for s in view.steps])
+    notes = [f"- {step.id}: {text(note)}" for step in view.steps for note in step.notes]
     if notes:
         yield "### Notes"
         yield "\n".join(notes)
     artifacts = [(path, digest) for step in view.steps for path, digest in step.artifacts]
     if artifacts:
         yield "### Artifacts"
-        yield _table(("Path", "SHA-256"), artifacts)
+        yield table(("Path", "SHA-256"), artifacts)
     yield "## Versions"
-    yield _table(("What", "Which"), [*view.facts, *view.packages])
+    yield table(("What", "Which"), [*view.facts, *view.packages])
     if view.recipe:
         yield "## Recipe"
-        fence = "`" * max(3, _longest_run(view.recipe) + 1)
+        fence = "`" * max(3, longest_run(view.recipe) + 1)
         yield f"{fence}yaml\n{view.recipe}{fence}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    escaped = [[_text(cell) for cell in row] for row in (head, *rows)]
-    lines = [escaped[0], ["---"] * len(head), *escaped[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _text(text: str) -> str:
-    """Text that Markdown shows as it stands: no markup, no table cell that ends early."""
-    flat = " ".join(text.split())
-    for mark in "\\`*_[]<>|":
-        flat = flat.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
-    return flat
-
-
-def _code(text: str) -> str:
-    """Model output as a code span whose fence no output can close."""
-    flat = " ".join(text.split()) or "(empty)"
-    fence = "`" * (_longest_run(flat) + 1)
-    return f"{fence} {flat} {fence}"
-
-
-def _longest_run(text: str) -> int:
-    return max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
 
 
 def print_view(view: View, console: Console | None = None) -> None:
@@ -190,8 +150,8 @@ def print_view(view: View, console: Console | None = None) -> None:
     out = console or Terminal()
     for line in (*((QUICK,) if view.quick else ()), *view.problems):
         out.print(Text(line, style="bold"))
-    for table in view.tables:
-        table_text.print_table(table, out)
+    for one in view.tables:
+        table_text.print_table(one, out)
     for panel in view.panels:
         out.print(_terminal_table(panel))
         for row in panel.composites:
@@ -213,8 +173,6 @@ def _trained(view: View) -> Iterable[str]:
         yield from merging_text.lines(view.merging)
     if view.rotation:
         yield from rotation_text.lines(view.rotation)
-    if view.weighted:
-        yield from weights_panel.lines(view.weighted)
     if view.tokens:
         yield from token_weighting_text.lines(view.tokens)
     yield from (f"{training.id}: {training.sentence}" for training in view.trainings[:TRAININGS])
@@ -242,8 +200,8 @@ def _terminal_table(panel: Panel) -> Table:
 
 
 def _stacked(figure: Figure | None, word: str) -> str:
-    text, bounds = (DASH, "") if figure is None else (figure.text, figure.bounds)
-    return f"{text} {word}".strip() + (f"\n{bounds}" if bounds else "")
+    value, bounds = (DASH, "") if figure is None else (figure.text, figure.bounds)
+    return f"{value} {word}".strip() + (f"\n{bounds}" if bounds else "")
 
 
 def _reasons(panel: Panel) -> Iterable[str]:

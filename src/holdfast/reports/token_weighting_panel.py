@@ -1,4 +1,4 @@
-"""What a reader sees of token weights beside the table of plans: spread, weights in training, gates, synergy."""
+"""What a reader sees of token weights: a row a plan, their spread, weights in training, gates, synergy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast.core.results import Metric, StepRecord
+from holdfast.reports.cells import reasoned, written
+from holdfast.reports.charts import Plot, over_steps
 from holdfast.reports.names import DASH, is_rate, measure_words, number, plain, split_name
 from holdfast.reports.panels import figure_of
-from holdfast.reports.rotation_panel import Line, Plot
 from holdfast.reports.view import Figure
 
 WEIGHING = ("scorer", "of", "keep", "soft", "scope", "clip", "column")
@@ -22,6 +23,17 @@ CURVES = {
 HEAD, LOSS = "head_", "/loss"
 SPREAD = ("weights/mean", "weights/p25", "weights/p75", "weights/p95", "noise/weight")
 """What is drawn of a plan's weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """Every plan as a row; columns that no plan has are left out."""
+
+    noise: bool
+    """Some plan met planted noise."""
+    critic: bool
+    """Some plan told pairs of answers apart."""
+    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,7 @@ class Together:
 class TokenWeightingPanel:
     """What weights of tokens did in one run."""
 
+    plans: Plans
     kinds: tuple[Weighed, ...]
     """The first plan of each kind of weights that are not all the same."""
     watched: tuple[Watched, ...]
@@ -109,6 +122,7 @@ def token_weighting_panel(steps: Sequence[StepRecord]) -> TokenWeightingPanel | 
     trained = [step for step in steps if step.do == "train" and known & _objective(step)]
     watched = [step for step in trained if step.curves.get("weight/ess")]
     return TokenWeightingPanel(
+        plans=_plans(plans),
         kinds=tuple(kinds.values()),
         watched=tuple(Watched(step.id, tuple(_plots(step))) for step in watched),
         gates=tuple(_gates(step) for step in trained if step in watched or step.status != "done"),
@@ -119,6 +133,40 @@ def token_weighting_panel(steps: Sequence[StepRecord]) -> TokenWeightingPanel | 
 def _objective(step: StepRecord) -> set[str]:
     named = step.config.get("objective") or ()
     return {named} if isinstance(named, str) else set(named)
+
+
+def _plans(steps: Sequence[StepRecord]) -> Plans:
+    found = [{metric.name: metric for metric in step.metrics} for step in steps]
+    noise, critic = (any(name in own for own in found) for name in ("noise/auroc", "critic/pair_accuracy"))
+    rows = []
+    for step, own in zip(steps, found, strict=True):
+        row = [step.id, _scorer(step.config), str(step.config.get("horizon", 1))]
+        row += [_share(own.get(f"weights/{name}")) for name in ("kept_share", "ess")]
+        row += [_plain(own.get(f"noise/{name}")) for name in ("auroc", "weight")] if noise else []
+        row += [_pairs(own.get("critic/pair_accuracy"))] if critic else []
+        rows.append(tuple(row))
+    return Plans(noise, critic, tuple(rows))
+
+
+def _scorer(config: Mapping[str, object]) -> str:
+    """A control is told with the scorer that it follows."""
+    scorer = str(config.get("scorer", "rho1"))
+    return f"{scorer}, of {config.get('of', 'rho1')}" if scorer in ("shuffled", "random_matched") else scorer
+
+
+def _share(metric: Metric | None) -> str:
+    return DASH if metric is None else figure_of(metric, rate=True).text
+
+
+def _plain(metric: Metric | None) -> str:
+    return DASH if metric is None else figure_of(metric, rate=False).text
+
+
+def _pairs(metric: Metric | None) -> str:
+    """With the count and the interval: a few pairs say little."""
+    if metric is None or metric.value is None:
+        return DASH
+    return written(figure_of(metric))
 
 
 def _weighed(step: StepRecord) -> Weighed:
@@ -140,20 +188,14 @@ def _plots(step: StepRecord) -> Iterator[Plot]:
     for end, title in CURVES.items():
         points = next((points for name, points in step.curves.items() if name.endswith(end)), ())
         if points:
-            yield _plot(title, {"": points})
+            yield over_steps(title, {"": points})
     heads = {
         plain(name.removesuffix(LOSS)): points
         for name, points in step.curves.items()
         if name.startswith(HEAD) and name.endswith(LOSS) and points
     }
     if heads:
-        yield _plot("Loss by head", heads if len(heads) > 1 else {"": next(iter(heads.values()))})
-
-
-def _plot(title: str, curves: Mapping[str, Sequence[Sequence[float]]]) -> Plot:
-    lines = tuple(Line(label, tuple((float(x), float(y)) for x, y in points)) for label, points in curves.items())
-    told = "; ".join(f"{line.label} {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}".strip() for line in lines)
-    return Plot(title, lines, f"{title} over optimizer steps: {told}".replace("-", "−"))
+        yield over_steps("Loss by head", heads if len(heads) > 1 else {"": next(iter(heads.values()))})
 
 
 def _gates(step: StepRecord) -> tuple[str, ...]:
@@ -216,8 +258,7 @@ def _board(name: str, found: Mapping[tuple[str, str], Metric], rows: Sequence[st
 
 
 def _cell(row: str, figure: Figure, *, named: bool) -> str:
-    text = f"{figure.text} {figure.bounds}".strip() if figure.value is not None else f"{DASH} ({figure.reason})"
-    return f"{row}: {text}" if named else text
+    return f"{row}: {reasoned(figure)}" if named else reasoned(figure)
 
 
 def ends_of(figures: Iterable[Figure]) -> list[float]:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from holdfast.reports.token_weighting_panel import Together, TokenWeightingPanel, Weighed
-    from holdfast.reports.view import Figure
+from holdfast.reports.cells import reasoned
+from holdfast.reports.markdown import table, text
+from holdfast.reports.names import DASH
 
-Escape = Callable[[str], str]
-Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
+if TYPE_CHECKING:
+    from holdfast.reports.token_weighting_panel import Plans, Together, TokenWeightingPanel, Weighed
+
+PLANNED = (
+    "Tokens with weight: their share of the learnt tokens looked at. Effective share: effective sample size over the "
+    "number of tokens, 100 % where all weigh the same. Where weights follow the model, both are those before training."
+)
+NOISE = (
+    "Noise found: the probability that a token without planted noise has the higher score (of controls and of planned "
+    "weights the higher weight), 0.5 by chance. Weight of noise: the mean weight of tokens that are noise; all tokens "
+    "have 1."
+)
+CRITIC = "Pairs told apart: of two held-out answers to a question the better one has the higher value."
+PLAN_HEAD = ("Step", "Scorer", "Tokens ahead", "Tokens with weight", "Effective share")
+NOISE_HEAD, CRITIC_HEAD = ("Noise found", "Weight of noise"), ("Pairs told apart",)
 SPREAD_HEAD = ("Plan", "Mean", "Middle half", "95th percentile", "Clipped", "Mean of noisy tokens")
 GATE_HEAD = ("Training", "Gates", "Steps", "Least effective share", "Most clipped", "No numbers", "Most above 5")
 GAIN_HEAD = ("", "Difference, with its 95 % interval")
@@ -25,15 +38,15 @@ GATED = (
 )
 SHOWN = 3
 """Trainings that are drawn at once; the others are folded away."""
+TERMINAL_STEPS = 4
+"""Plans told in the terminal."""
 
 
-def blocks(panel: TokenWeightingPanel, text: Escape, table: Table) -> Iterable[str]:
-    """Markdown: spread, synergy, gates.
-
-    Args:
-        text: Makes text safe in Markdown.
-        table: Writes a table; makes its cells safe itself.
-    """
+def blocks(panel: TokenWeightingPanel) -> Iterable[str]:
+    """Markdown: plans, spread, synergy, gates."""
+    yield "## Token weights"
+    yield table(plan_head(panel.plans), panel.plans.rows)
+    yield from map(text, plan_notes(panel.plans))
     if panel.kinds:
         yield "### How weights are spread"
         yield table(SPREAD_HEAD, panel.rows)
@@ -44,11 +57,21 @@ def blocks(panel: TokenWeightingPanel, text: Escape, table: Table) -> Iterable[s
         for board in one.boards:
             yield f"**{text(board.title)}**"
             yield table(board.head, board.cells)
-            yield table(GAIN_HEAD, [(label, written(figure)) for label, figure in board.gains])
+            yield table(GAIN_HEAD, [(label, reasoned(figure)) for label, figure in board.gains])
     if panel.gates:
         yield "### Gates"
         yield table(GATE_HEAD, panel.gates)
         yield GATED
+
+
+def plan_head(plans: Plans) -> tuple[str, ...]:
+    """Of the table of plans."""
+    return (*PLAN_HEAD, *(NOISE_HEAD if plans.noise else ()), *(CRITIC_HEAD if plans.critic else ()))
+
+
+def plan_notes(plans: Plans) -> tuple[str, ...]:
+    """What its columns are."""
+    return (PLANNED, *((NOISE,) if plans.noise else ()), *((CRITIC,) if plans.critic else ()))
 
 
 def spread_note(panel: TokenWeightingPanel) -> str:
@@ -69,14 +92,6 @@ def explained(one: Together) -> str:
     )
 
 
-def written(figure: Figure) -> str:
-    """A figure with its interval; a missing one with its reason."""
-    if figure.value is None:
-        return f"– ({figure.reason})"
-    reason = "" if figure.bounds or not figure.reason else f"({figure.reason})"
-    return " ".join(filter(None, (figure.text, figure.bounds, reason)))
-
-
 def parts(plan: Weighed) -> list[str]:
     """A plan in a few words."""
     ess, auroc = plan.value("weights/ess"), plan.value("noise/auroc")
@@ -85,7 +100,13 @@ def parts(plan: Weighed) -> list[str]:
 
 
 def lines(panel: TokenWeightingPanel) -> Iterable[str]:
-    """Terminal: the synergy."""
+    """Terminal: a line a plan, the first of them, then the synergy."""
+    head, rows = plan_head(panel.plans), panel.plans.rows
+    for row in rows[:TERMINAL_STEPS]:
+        told = [f"{what[:1].lower()}{what[1:]} {cell}" for what, cell in zip(head, row, strict=True)]
+        yield f"{row[0]}: {row[1]}, {', '.join(each for each in told[3:] if not each.endswith(DASH))}"
+    if len(rows) > TERMINAL_STEPS:
+        yield f"{len(rows) - TERMINAL_STEPS} more plans of token weights are in the report."
     for one in panel.together:
         for board in one.boards:
-            yield f"{one.id}: synergy {written(board.gains[-1][1])}, {board.title}"
+            yield f"{one.id}: synergy {reasoned(board.gains[-1][1])}, {board.title}"

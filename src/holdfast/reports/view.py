@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.reports.rotation_panel import RotationPanel
-
 if TYPE_CHECKING:
     from holdfast.reports.causal_panel import CausalPanel
     from holdfast.reports.causal_verify_panel import Verified
     from holdfast.reports.merging_panel import MergingPanel
+    from holdfast.reports.rotation_panel import RotationPanel
     from holdfast.reports.table_panel import TablePanel
     from holdfast.reports.token_weighting_panel import TokenWeightingPanel
-    from holdfast.reports.weights_panel import WeightsPanel
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +213,8 @@ class View:
     """``None`` where no step merges or repairs."""
     rotation: RotationPanel | None
     """``None`` where no step is of rotation."""
-    weighted: WeightsPanel | None
-    """``None`` where no step planned token weights."""
     tokens: TokenWeightingPanel | None
-    """What weights did in training and together; there where ``weighted`` is."""
+    """``None`` where no step planned token weights."""
     trainings: tuple[Training, ...]
     steps: tuple[Step, ...]
     full: tuple[Full, ...]
