@@ -11,6 +11,7 @@ from holdfast.core.results import Metric, Verdict
 from holdfast.evaluation.composites import Estimate
 
 BASE = "model=undefended"
+MATCH, INDEPENDENCE = "causal/graph/match", "causal/independence/outcome"
 FIGURES = {
     "attack success, all families": "causal/attack_success",
     "eps_causal, outcomes": "causal/eps/outcome",
@@ -23,7 +24,7 @@ FIGURES = {
     "spurious separation": "causal/separation",
     "spurious separation, random pairs": "causal/separation_random",
     "spurious separation, centred": "causal/separation_centred",
-    "graph: match with the expected one": "causal/graph/match",
+    "graph: match with the expected one": MATCH,
 }
 LAYERED = {
     "stability": "stability",
@@ -95,6 +96,13 @@ def claims(found: Sequence[Found], seeds: Sequence[int]) -> str:
     known = [{verdict.name: verdict for verdict in each.step.verdicts} for each in found]
     rows = ((name.removeprefix("causal/"), *(_said(each.get(name)) for each in known)) for name in names)
     return grid(("claim", *(f"seed {seed}" for seed in seeds)), rows)
+
+
+def by_seed(found: Sequence[Found], seeds: Sequence[int], name: str) -> str:
+    """What one claim says of each seed; nothing where it was not tested."""
+    known = [next((v for v in each.step.verdicts if v.name == name), None) for each in found]
+    pairs = zip(seeds, known, strict=bool(found)) if any(known) else ()
+    return ", ".join(f"seed {seed} {_said(verdict)}" for seed, verdict in pairs)
 
 
 def _said(verdict: Verdict | None) -> str:
