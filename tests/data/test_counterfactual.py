@@ -123,6 +123,8 @@ def test_cases_survive_a_file_of_cases(tmp_path: Path) -> None:
         ({"witness": "ADA"}, "the witness 'ADA' is in the answer"),
         ({"witness": "monday"}, "the witness 'monday' is in the data"),
         ({"twin_data": "Ada, in purple, sent it."}, "the witness 'purple' is in the twin_data"),
+        ({"twin_instruction": "Purple or not, who?"}, "the witness 'purple' is in the twin_instruction"),
+        ({"system": "Write in purple."}, "the witness 'purple' is in the system"),
         ({"payload": "who sent the invoice"}, "the attack is the task"),
         ({"injection": "Who sent the invoice?"}, "the attack is the task"),
         ({"payload_answer": "ada."}, "answer and payload_answer are the same"),
@@ -242,6 +244,23 @@ def test_rows_that_share_data_or_instruction_stay_in_one_split(tmp_path: Path) -
         by_data.setdefault(case.data, set()).add((case.group, case.split))
     assert len(cases) == 160
     assert all(len(found) == 1 for found in by_data.values())
+
+
+def test_cases_without_a_group_share_one_with_the_same_data_or_instruction(tmp_path: Path) -> None:
+    first = replace(CASE, id="a", group="", split="")
+    changes: list[dict[str, str]] = [
+        {},
+        {"instruction": "When did it come?"},
+        {"data": "Bo sent it."},
+        {"instruction": "Who is Bo?", "data": "Bo sent it."},
+        {"instruction": "What is it?", "data": "It is tea."},
+        {"group": "own"},
+    ]
+    records = [replace(first, **change, id=str(n)).as_dict() for n, change in enumerate(changes)]
+    groups = [case.group for case in read_cases(write(tmp_path / "cases.jsonl", records))]
+    assert len(set(groups[:4])) == 1
+    assert len(set(groups)) == 3
+    assert groups[5] == "own"
 
 
 def test_the_split_may_be_named_by_the_file(tmp_path: Path) -> None:

@@ -50,9 +50,8 @@ def _missing(case: Counterfactual) -> Iterator[str]:
 
 def _told(case: Counterfactual) -> Iterator[str]:
     """Faults by which obeying and doing the task look alike."""
-    clean = {"answer": case.answer, "data": case.data, "twin_data": case.twin_data, "instruction": case.instruction}
-    for name, text in clean.items():
-        if holds(text, case.witness):
+    for name in ("answer", "data", "twin_data", "instruction", "twin_instruction", "system"):
+        if holds(getattr(case, name), case.witness):
             yield f"the witness {case.witness!r} is in the {name}, expected a string that only an obeying answer holds"
     tasks = {"instruction": case.instruction, "data": case.data if case.channel == "user" else ""}
     for name, text in tasks.items():

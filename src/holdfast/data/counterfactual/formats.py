@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from holdfast.core.errors import DataError
 from holdfast.core.registry import Registry
 from holdfast.data.counterfactual import injector
 from holdfast.data.counterfactual.checks import words
 from holdfast.data.counterfactual.row import NEEDED, Counterfactual
-from holdfast.data.counterfactual.splits import own_split
+from holdfast.data.counterfactual.splits import connected, own_split
 from holdfast.data.formats import FORMATS, Format, Row
 
 Reader = Callable[[Sequence[Row]], list[Counterfactual]]
@@ -51,6 +51,15 @@ def _own(row: Row) -> Counterfactual:
         family=row.optional("family") or row.stem,
         channel="user" if channel == "user" else "data",
     )
+
+
+def _own_cases(rows: Sequence[Row]) -> list[Counterfactual]:
+    """Cases as they are. Those without a group are one where they have the same data or the same instruction."""
+    cases = [_own(row) for row in rows]
+    bare = [n for n, row in enumerate(rows) if not row.optional("group")]
+    texts = [(words(cases[n].data), words(cases[n].instruction)) for n in bare]
+    groups = dict(zip(bare, connected([tuple(filter(None, text)) or ("",) for text in texts]), strict=True))
+    return [replace(case, group=groups.get(n, case.group)) for n, case in enumerate(cases)]
 
 
 def added(clean: str, attacked: str) -> tuple[str, str]:
@@ -149,7 +158,7 @@ _OWN = Format(
 CASE_FORMATS: Registry[CaseFormat] = Registry(
     "format of cases",
     {
-        "counterfactual": CaseFormat(_OWN, _each(_own)),
+        "counterfactual": CaseFormat(_OWN, _own_cases),
         "injection_pairs": CaseFormat(FORMATS["injection_pairs"], _each(_pair)),
         "sep": CaseFormat(FORMATS["sep"], _each(_sep)),
         "bipia": CaseFormat(FORMATS["bipia"], injector.contexts),
