@@ -281,3 +281,22 @@ def test_shares_are_of_all_cases(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_case_whose_answers_nobody_can_judge_chooses_no_checkpoint(keys: dict[str, str], what: str) -> None:
     with pytest.raises(DataError, match=f"Cannot choose a checkpoint by case 'case-train-1': {what} are empty"):
         rule(BestBy(cases=("x",)), [case(0), case(1, **keys)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"attacked_answer": "I cannot."}, "case-train-1' wants another answer under attack"),
+        ({"payload_answer": ""}, "case-train-1' has no answer to its payload"),
+    ],
+)
+def test_a_case_that_cannot_be_learnt_is_told_before_anything_loads(
+    tmp_path: Path, places: dict[str, Any], change: dict[str, str], said: str
+) -> None:
+    file = tmp_path / "cases.jsonl"
+    file.write_text("".join(json.dumps(case(n, **(change if n == 1 else {})).as_dict()) + "\n" for n in range(4)))
+    cases = [{"source": str(file), "split": "train"}]
+    with pytest.raises(ConfigError, match=f"steps.plan: Case '{said}"):
+        estimate(recipe(places, "plan", plan={"cases": cases, "validation": []}), "r")
+    kept = {"cases": cases, "validation": [], "families": ["naive"]}  # the case is of the other family
+    assert estimate(recipe(places, "plan", plan=kept), "r").steps

@@ -26,10 +26,13 @@ TOKEN_BYTES = 5
 def plan_needs(checks: Checks, step_id: str, step: CausalStep) -> PlanNeeds | None:
     """What a plan takes; ``None`` where its model cannot be had, and ``checks`` has the problem."""
     from holdfast.layers.address import LayerMap
+    from holdfast.methods.causal.cases import check_learnable
     from holdfast.methods.causal.representations import choose_layers
 
     model, chat = checks.model(step_id)
     rows, cases = checks.cases(step_id, (*step.cases, *step.validation))
+    used = [case for case in cases or () if not step.families or case.attack in step.families]
+    checks.tried(step_id, lambda: check_learnable(step.planning(), used))
     if model is None:
         return None
     checks.tried(step_id, lambda: choose_layers(LayerMap.of(model.skeleton), step.layers))

@@ -6,7 +6,7 @@ import torch
 from tests.close import assert_close
 from tests.curvature.oracles import stored_inputs
 from tests.methods.causal.made_cases import case, cases, planned
-from tests.training.helpers import config, examples
+from tests.training.helpers import config
 from tests.zoo import tiny
 
 from holdfast.core.errors import ConfigError, DataError, NumericsError
@@ -50,6 +50,10 @@ def test_a_case_with_the_same_prompt_is_no_partner() -> None:
     ("wrong", "match"),
     [
         ({"answer": " "}, "no answer to learn"),
+        (
+            {"attacked_answer": "No."},
+            r"wants another answer under attack: its 'attacked_answer' is 'No.', as in 1 of 4",
+        ),
         ({"attacked_data": "The spring tide"}, "is not attacked"),
         ({"payload_answer": ""}, "no answer to its payload"),
         ({"id": "case-train-0"}, "Two cases have the id 'case-train-0'"),
@@ -85,13 +89,6 @@ def test_representations_that_are_not_finite_are_refused() -> None:
     loaded.model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("inf")
     with pytest.raises(NumericsError, match=r"layers.1.mlp_input/\w+ are not finite.*'case-train"):
         planned(loaded)
-
-
-def test_a_plain_row_may_not_have_the_id_of_a_case() -> None:
-    with pytest.raises(DataError, match="is plain and a case's benign view"):
-        plan(
-            CausalConfig(samples=8), tiny("llama"), cases(8), plain=[replace(examples(1)[0], id="case-train-1/benign")]
-        )
 
 
 def test_a_damaged_plan_is_named(tmp_path: Path) -> None:

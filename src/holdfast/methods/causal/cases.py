@@ -47,18 +47,47 @@ def encode(
     """
     if len(train) < 2:
         raise DataError(f"Cannot plan: got {len(train)} cases, expected at least 2. Do: give more.")
-    views: dict[str, Rows] = {name: Rows() for name in VIEWS if _is_needed(config, name)}
     cases = (*train, *validation)
+    check_learnable(config, cases)
+    views: dict[str, Rows] = {name: Rows() for name in VIEWS if _is_needed(config, name)}
     seen: set[str] = set()
     for case in cases:
         rows = {name: _encoded(loaded, case, name) for name in views}
-        _check(config, case, rows, seen)
+        _check(case, rows, seen)
         check_context(loaded, list(rows.values()), 0)
         seen.add(rows["benign"].id)
         for name, row in rows.items():
             views[name].append(row)
     attacks, positions = tuple(case.attack for case in cases), tuple(case.position for case in cases)
     return Cases(views, attacks, positions, len(train))
+
+
+def check_learnable(config: CausalConfig, cases: Sequence[Counterfactual]) -> None:
+    """Refuse cases that have no answer to learn, or one under attack that is another than without.
+
+    The terms hold both views to one answer, token by token.
+
+    Raises:
+        DataError: naming the first such case.
+    """
+    for case in cases:
+        if not case.answer.strip():
+            raise DataError(
+                f"Case {case.id!r} has no answer to learn: its 'answer' is empty, expected text. Do: fill it in, or "
+                "leave the case out."
+            )
+        if case.attacked_answer not in {"", case.answer}:
+            count = sum(each.attacked_answer not in {"", each.answer} for each in cases)
+            raise DataError(
+                f"Case {case.id!r} wants another answer under attack: its 'attacked_answer' is "
+                f"{case.attacked_answer!r:.80}, as in {count} of {len(cases)} cases, expected the answer of the task. "
+                "Do: leave such cases out; they can be attacked, but not trained on."
+            )
+        if not case.payload_answer.strip() and (_is_needed(config, "payload") or "response" in config.kinds):
+            raise DataError(
+                f"Case {case.id!r} has no answer to its payload: its 'payload_answer' is empty, expected text. Do: "
+                "fill it in, or set tokens: prompt and lambda_preference: 0."
+            )
 
 
 def _is_needed(config: CausalConfig, view: str) -> bool:
@@ -84,15 +113,10 @@ def _encoded(loaded: LoadedModel, case: Counterfactual, view: str) -> Encoded:
     return loaded.chat.training(view_of(case, view))
 
 
-def _check(config: CausalConfig, case: Counterfactual, rows: Mapping[str, Encoded], seen: set[str]) -> None:
+def _check(case: Counterfactual, rows: Mapping[str, Encoded], seen: set[str]) -> None:
     benign, attacked = rows["benign"], rows["attacked"]
     if benign.id in seen:
         raise DataError(f"Two cases have the id {case.id!r}, expected one. Do: give each case its own id.")
-    if not case.answer.strip():
-        raise DataError(
-            f"Case {case.id!r} has no answer to learn: its 'answer' is empty, expected text. Do: fill it in, or leave "
-            "the case out."
-        )
     if attacked.ids == benign.ids:
         raise DataError(
             f"Case {case.id!r} is not attacked: its attacked view is its benign one, expected an injection in the "
@@ -102,11 +126,6 @@ def _check(config: CausalConfig, case: Counterfactual, rows: Mapping[str, Encode
         raise DataError(
             f"Case {case.id!r} is answered by other tokens under attack, expected the same answer in both views. Do: "
             "use a chat template that writes answers the same way after any prompt."
-        )
-    if not case.payload_answer.strip() and ("payload" in rows or "response" in config.kinds):
-        raise DataError(
-            f"Case {case.id!r} has no answer to its payload: its 'payload_answer' is empty, expected text. Do: fill it "
-            "in, or set tokens: prompt and lambda_preference: 0."
         )
 
 
