@@ -133,7 +133,7 @@ def _causal_content(made: CausalPlan) -> dict[str, Any]:
     rows = {view: [each[n] for n in range(len(each))] for view, each in made.cases.views.items()}
     told = {"attacks": made.cases.attacks, "positions": made.cases.positions, "n_train": made.cases.n_train}
     start = {} if made.start is None else {"start": made.start}
-    plain = {"config": made.config, "origin": made.origin, "plain": made.plain, "window": made.window}
+    plain = {"config": made.config, "origin": made.origin, "window": made.window}
     # the spans of a row serve no batch and are not kept
     bare = {view: [(row.id, row.ids, row.response) for row in each] for view, each in rows.items()}
     return tensors | nulls | bare | told | start | plain | {"partners": made.partners, "groups": dict(made.groups)}

@@ -186,15 +186,9 @@ def objective(context: Context, plan_id: str, loaded: LoadedModel, own: Rows) ->
     assert isinstance(step, CausalStep)
     assert isinstance(training, TrainStep)
     made = store.load_plan(context.out / plan_id / PLAN_FOLDER)
-    plain = frozenset(row.id for row in (*own.train, *own.validation))
-    if both := sorted(plain & made.cases.numbers().keys()):
-        raise DataError(
-            f"Row {both[0]!r} is in the rows of step {context.step_id} and a case of {plan_id}, expected it in one of "
-            "them. Do: rename it."
-        )
     _check_lengths(made, plan_id, training.max_length)
     brought = Rows(training_rows(of_families(read(step.cases), step.families)), training_rows(read(step.validation)))
-    return apply.apply(loaded, replace(made, plain=plain), training.loss_over), brought
+    return apply.apply(loaded, made, training.loss_over, (*own.train, *own.validation)), brought
 
 
 def _check_lengths(made: CausalPlan, plan_id: str, most: int) -> None:

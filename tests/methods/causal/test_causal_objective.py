@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,7 @@ def gradient(loaded: LoadedModel, made: CausalObjective, parts: list[Batch]) -> 
 def test_a_step_is_the_same_however_it_is_divided(over: Any) -> None:
     loaded = tiny("llama")
     plain = examples(1)
-    made = CausalObjective(
-        plan(CausalConfig(samples=8, guard=0.9, **ALL), loaded, cases(10), plain=plain), loaded.chat.pad_id, over
-    )
+    made = CAUSAL.apply(loaded, plan(CausalConfig(samples=8, guard=0.9, **ALL), loaded, cases(10)), over, plain)
     loaded.model.double()
     extra = [loaded.chat.training(row) for row in plain]
     whole = gradient(loaded, made, [batch_of(loaded, range(8), extra)])
@@ -222,9 +221,14 @@ def test_a_row_of_no_case_is_refused_and_a_plain_one_is_not() -> None:
     stranger = loaded.chat.training(examples(1)[0])
     with pytest.raises(DataError, match=r"'row-0' is of no case of the plan"):
         objective(loaded).weights(batch_of(loaded, range(1), [stranger]))
-    made = plan(CausalConfig(samples=8), loaded, cases(10), plain=examples(1))
-    found = CausalObjective(made, 0).weights(batch_of(loaded, range(1), [stranger]))
+    made = plan(CausalConfig(samples=8), loaded, cases(10))
+    found = CAUSAL.apply(loaded, made, plain=examples(1)).weights(batch_of(loaded, range(1), [stranger]))
     assert found["separation"] == 2
+
+
+def test_a_plain_row_may_not_have_the_id_of_a_case() -> None:
+    with pytest.raises(DataError, match=r"Row 'case-train-1/benign' is in the plain rows and a case of the plan"):
+        CAUSAL.apply(tiny("llama"), planned(), plain=[replace(examples(1)[0], id="case-train-1/benign")])
 
 
 def test_a_row_with_other_tokens_than_planned_is_refused() -> None:

@@ -6,7 +6,7 @@ The record is complete without torch; the work is imported when it is asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from holdfast.methods.base import Method
 from holdfast.methods.causal.config import CausalConfig
@@ -24,19 +24,23 @@ def _plan(
     loaded: LoadedModel,
     cases: Sequence[Counterfactual],
     validation: Sequence[Counterfactual] = (),
-    plain: Sequence[Example] = (),
 ) -> CausalPlan:
     """See `holdfast.methods.causal.plan.plan`."""
     from holdfast.methods.causal import plan
 
-    return plan.plan(config, loaded, cases, validation, plain)
+    return plan.plan(config, loaded, cases, validation)
 
 
-def _apply(loaded: LoadedModel, made: CausalPlan) -> CausalObjective:
+def _apply(
+    loaded: LoadedModel,
+    made: CausalPlan,
+    over: Literal["tokens", "rows"] = "tokens",
+    plain: Sequence[Example] = (),
+) -> CausalObjective:
     """See `holdfast.methods.causal.apply.apply`."""
     from holdfast.methods.causal import apply
 
-    return apply.apply(loaded, made)
+    return apply.apply(loaded, made, over, plain)
 
 
 CAUSAL = Method(

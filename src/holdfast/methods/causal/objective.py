@@ -46,8 +46,14 @@ class _Members:
 class CausalObjective(Composable):
     """The terms of a plan whose weight is not 0, by their names in the configuration's documentation."""
 
-    def __init__(self, plan: CausalPlan, pad_id: int, over: Literal["tokens", "rows"] = "tokens") -> None:
-        self.plan = plan
+    def __init__(
+        self,
+        plan: CausalPlan,
+        pad_id: int,
+        over: Literal["tokens", "rows"] = "tokens",
+        plain: frozenset[str] = frozenset(),
+    ) -> None:
+        self.plan, self._plain = plan, plain
         self._pad_id, self._over = pad_id, over
         self._task = NextToken("task", over)
         self._numbers = plan.cases.numbers()
@@ -129,10 +135,10 @@ class CausalObjective(Composable):
         return number
 
     def _check_plain(self, row: Encoded) -> None:
-        if any(row.response) and row.id not in self.plan.plain:
+        if any(row.response) and row.id not in self._plain:
             raise DataError(
                 f"Row {row.id!r} is of no case of the plan, expected a benign view or a plain row. Do: train on "
-                "training_rows(cases) of the plan's cases, and give rows without an attack to the plan as plain."
+                "training_rows(cases) of the plan's cases, and give rows without an attack to apply as plain."
             )
 
     def _joined(self, members: _Members) -> list[Encoded]:

@@ -80,8 +80,6 @@ class CausalPlan:
     """The group of every chosen layer: layers of one group read the same input."""
     start: Tensor | None
     """For ``preference``, ``(cases, 2)``: the start model's log-probability of the wanted and the payload's answer."""
-    plain: frozenset[str]
-    """Ids of rows without a case that are trained on beside the cases."""
     window: int
     config: CausalConfig
     origin: Origin
@@ -115,23 +113,18 @@ def plan(
     loaded: LoadedModel,
     cases: Sequence[Counterfactual],
     validation: Sequence[Counterfactual] = (),
-    plain: Sequence[Example] = (),
 ) -> CausalPlan:
     """Look at ``loaded`` on ``cases``.
 
     Args:
         validation: Cases whose benign views are the loop's validation rows.
-        plain: Rows without an attack that are trained on, or validated with, beside the cases; they have a task alone.
     Raises:
-        DataError: see `cases.encode`; or a case that differs from no other, or a plain row with the id of a case.
+        DataError: see `cases.encode`; or a case that differs from no other.
         LayerError: a pattern matches no layer.
         NumericsError: a representation is not finite, or the same for all cases.
     """
     layers = choose_layers(LayerMap.of(loaded.model), config.layers)
     encoded = encode(config, loaded, cases, validation)
-    ids = frozenset(row.id for row in plain)
-    if both := sorted(ids & encoded.numbers().keys()):
-        raise DataError(f"Row {both[0]!r} is plain and a case's benign view, expected one of them. Do: rename it.")
     looked_at = min(config.samples, encoded.n_train)
     window = min(WINDOW, looked_at)
     pairs = _partners(encoded, range(looked_at), looked_at, 1, config.seed)
@@ -145,7 +138,6 @@ def plan(
         nulls={name: _null(name, found, pairs[:, 0], window) for name in found["benign"]},
         groups={layer.name: layer.group for layer in layers},
         start=_start(loaded, encoded) if config.lambda_preference else None,
-        plain=ids,
         window=window,
         config=config,
         origin=Origin(
