@@ -149,6 +149,14 @@ def test_a_sweep_is_a_range_with_both_ends_or_a_list(words, values):
     assert sweep_values(words) == values
 
 
+def test_a_sweep_has_at_most_a_thousand_values_and_more_are_refused_before_they_are_made():
+    assert len(sweep_values("alpha=0:999:1")) == 1000
+    listed = ",".join(map(str, range(1001)))
+    for asked, count in (("alpha=0:1000:1", "1001"), (f"alpha={listed}", "1001"), ("alpha=0:1:1e-300", "1e.300")):
+        with pytest.raises(ConfigError, match=rf"has {count}.* a folder for each: expected at most 1,000\. Do: take"):
+            sweep_values(asked)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -258,6 +266,15 @@ ROWS = ["--utility", "{u}", "--safety", "{s}", "--base", "{model}"]
         ([*PAIR, "--rule", "ties", "--weights", "1", "-o", "x"], "got 1 weight for 2 adapters"),
         (["{A0}", "--rule", "safe_merge", "-o", "x"], "rule safe_merge takes two adapters, utility and then safety"),
         ([*PAIR, "--rule", "ties", "--sweep", "beta=1", "-o", "x"], "Cannot read --sweep 'beta=1'"),
+        ([*PAIR, "--rule", "ties", "--sweep", "alpha=0:1:1e-9", "-o", "x"], "has 1e+09 values, a folder for each"),
+        (
+            [*PAIR, "--rule", "cat", "--weights", "1e300,1e300", "-o", "x"],
+            "rule cat gave NaN or infinity in layers.0.down_proj, expected numbers. Do: use smaller weights.",
+        ),
+        (
+            [*PAIR, *ROWS, "--rule", "sst_projection", "--weights", "1e300,1", "-o", "x"],
+            "rule sst_projection gave NaN or infinity in layers.0.down_proj, expected numbers. Do: use smaller",
+        ),
         (["{A0}", "/nowhere", "--rule", "ties", "-o", "x"], "Cannot load an adapter from /nowhere: no such folder"),
         (["{A0}", "{empty}", "--rule", "ties", "-o", "x"], "got a folder without adapter_config.json"),
         (["{A0}", "{dora}", "--rule", "ties", "-o", "x"], "use_dora: DoRA also trains magnitudes"),
@@ -295,6 +312,46 @@ def test_what_cannot_be_merged_is_one_sentence(command, given, model, tmp_path, 
     assert sentence in err
     assert "Traceback" not in err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (["{A0}", "{other}", "--rule", "ties"], "different bases: got A0: "),
+        (["{A0}", "{other}", "--rule", "ties", "--base", "{model}"], "was made for org/other, got"),
+        (["{A0}", "{wide}", "--rule", "ties"], "expected one shape. Do: merge adapters of one base model"),
+        (["{wide}", "--rule", "svd", "--base", "{model}"], "adapter does not belong to this LlamaForCausalLM"),
+        (
+            [*PAIR, "--utility", "{u}", "--safety", "{u}", "--base", "{model}"],
+            "A0 and A1 have the same rows",
+        ),
+        ([*PAIR, "--utility", "{u}", "--safety", "{mute}", "--base", "{model}"], "no answer to learn in 1"),
+        (
+            [*PAIR, *ROWS, "--rule", "sst_projection", "--set", "k=400"],
+            "k is larger than the evidence: got 400, expected at most 6, the directions that the safety rows use",
+        ),
+        ([*PAIR, "--rule", "della", "--set", "epsilon=0.9"], "epsilon of rule della: got 0.9 around density 0.7"),
+        ([*PAIR, "--rule", "svd", "-o", "{given}"], "exists already. Do: give another with -o, or remove it."),
+    ],
+)
+def test_what_cannot_be_merged_gets_no_estimate_either(command, given, model, tmp_path, asked, sentence):
+    places = {name: str(given / name) for name in ("A0", "A1")} | {"model": str(model), "given": str(given)}
+    places |= {"u": str(given / "rows0.jsonl"), "s": str(given / "rows1.jsonl")} | spoilt(given, tmp_path)
+    code, out, err = command("merge", *(word.format(**places) for word in asked), "--plan")
+    assert (code, out) == (2, "")
+    assert sentence in err
+
+
+def test_an_adapter_that_knows_its_base_by_its_weights_gets_an_estimate_wherever_the_base_lies(
+    command, given, model, tmp_path
+):
+    shutil.copytree(given / "A0", tmp_path / "B0")
+    known = json.loads((given / "A0" / "holdfast_base.json").read_text())["weights_sha256"]
+    record_base(tmp_path / "B0", "moved/since", known)
+    config = tmp_path / "B0" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "moved/since"}))
+    code, _, err = command("merge", str(tmp_path / "B0"), "--rule", "svd", "--base", str(model), "--plan")
+    assert code == 0, err
 
 
 def spoilt(given: Path, home: Path) -> dict[str, str]:

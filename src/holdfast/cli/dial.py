@@ -8,6 +8,8 @@ from math import isfinite
 from holdfast.core.errors import ConfigError
 
 DIAL = "alpha"
+MOST = 1000
+"""Values of a sweep at most: each is a folder."""
 
 
 def weights_of(words: str, values: Sequence[float], adapters: int) -> list[float]:
@@ -48,6 +50,7 @@ def sweep_values(sweep: str) -> list[float]:
         raise wrong
     if ":" not in words:
         values = _numbers("--sweep", words)
+        _refuse_many(sweep, len(values))
     else:
         try:
             first, last, step = (float(word) for word in words.split(":"))
@@ -55,8 +58,18 @@ def sweep_values(sweep: str) -> list[float]:
             raise wrong from problem
         if not (all(map(isfinite, (first, last, step))) and step > 0 and first <= last):
             raise wrong
-        values = [round(first + place * step, 12) for place in range(int((last - first) / step + 1e-9) + 1)]
+        steps = (last - first) / step + 1e-9
+        _refuse_many(sweep, steps + 1)
+        values = [round(first + place * step, 12) for place in range(int(steps) + 1)]
     named = [f"{value:g}" for value in values]
     if len(set(named)) < len(named):
         raise ConfigError(f"--sweep {sweep!r} has a value twice, to six digits. Do: take one out, or a larger step.")
     return values
+
+
+def _refuse_many(sweep: str, count: float) -> None:
+    if count >= MOST + 1:
+        raise ConfigError(
+            f"--sweep {sweep!r} has {count:.6g} values, a folder for each: expected at most {MOST:,}. Do: take a "
+            "larger step."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli.dial import DIAL, sweep_values, weights_of
-from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say, size
+from holdfast.cli.merge_plan import print_plan
+from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say
 from holdfast.core.errors import ConfigError
 from holdfast.core.wording import counted
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from holdfast.methods.merging.config import MergingConfig
     from holdfast.methods.merging.plan import Expert, MergePlan
     from holdfast.methods.merging.spectrum import Spectrum
+    from holdfast.models.adapter import Base
     from holdfast.models.load import LoadedModel
 
 UNCHECKED = "No --base: the files read back bit for bit; answers were not compared with PEFT's."
@@ -91,12 +94,14 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     files = _files(configs, len(adapters), utility, safety, rows or [])
     if files and not base:
         raise ConfigError(f"rule {_reading(configs)[0]} reads rows on the base model. Do: add --base MODEL.")
-    if plan:
-        _print_plan(configs, jobs, adapters, files, base, as_json)
-        return
-    if out is None:
+    if out is None and not plan:
         raise ConfigError("No folder to write to. Do: add -o FOLDER, or --plan to see what it takes.")
-    _refuse_existing(jobs)
+    if out is not None:
+        _refuse_existing(jobs)
+    if plan:
+        folders = Counter(job.rule for job in jobs)
+        print_plan(configs, folders, _read_unloaded(adapters, files, base, any_base), base, as_json)
+        return
     loaded, experts = _read(adapters, files, base, any_base)
     try:
         made, notes = _make(configs, jobs, loaded, experts)
@@ -208,20 +213,55 @@ def _read(
     adapters: Sequence[str], files: Sequence[str], base: str, any_base: bool
 ) -> tuple[LoadedModel | None, list[Expert]]:
     """The base, if there is one, and the adapters with their rows."""
-    from holdfast.methods.merging.read import read_expert
     from holdfast.models.adapter import Base
     from holdfast.models.config import ModelConfig
     from holdfast.models.load import load_model
     from holdfast.models.sources import local_folder
 
-    folders = [local_folder(adapter, marker="adapter_config.json") for adapter in adapters]
-    given = [_rows(file) for file in files] or [[] for _ in folders]
+    folders, given = _folders(adapters), _given(adapters, files)
     loaded = load_model(ModelConfig(source=base)) if base else None
     on = None if loaded is None else Base(loaded.source, local_folder(base), loaded.weights)
+    return loaded, _experts(adapters, folders, given, [on] * len(folders), any_base)
+
+
+def _read_unloaded(adapters: Sequence[str], files: Sequence[str], base: str, any_base: bool) -> list[Expert]:
+    """The adapters with their rows, without the base's weights: only names tell whether they were made for it.
+
+    An adapter that knows its base by the hash of the weights is held against that when the merge is made.
+    """
+    from holdfast.models.adapter import Base, recorded_weights
+    from holdfast.models.sources import local_folder
+
+    folders, given = _folders(adapters), _given(adapters, files)
+    named = Base(base, local_folder(base, weights=False), "") if base else None
+    on = [None if recorded_weights(folder) else named for folder in folders]
+    return _experts(adapters, folders, given, on, any_base)
+
+
+def _folders(adapters: Sequence[str]) -> list[Path]:
+    from holdfast.models.sources import local_folder
+
+    return [local_folder(adapter, marker="adapter_config.json") for adapter in adapters]
+
+
+def _given(adapters: Sequence[str], files: Sequence[str]) -> list[list[Example]]:
+    return [_rows(file) for file in files] or [[] for _ in adapters]
+
+
+def _experts(
+    adapters: Sequence[str],
+    folders: Sequence[Path],
+    given: Sequence[Sequence[Example]],
+    on: Sequence[Base | None],
+    any_base: bool,
+) -> list[Expert]:
+    """Called by their folders' names where these differ."""
+    from holdfast.methods.merging.read import read_expert
+
     names = [folder.name for folder in folders] if len({f.name for f in folders}) == len(folders) else adapters
-    return loaded, [
-        read_expert(folder, name, own, on, any_base=any_base)
-        for folder, name, own in zip(folders, names, given, strict=True)
+    return [
+        read_expert(folder, name, own, base, any_base=any_base)
+        for folder, name, own, base in zip(folders, names, given, on, strict=True)
     ]
 
 
@@ -297,64 +337,3 @@ def _print_made(made: Sequence[Made], notes: Sequence[str], as_json: bool) -> No
     )
     for note in notes:
         typer.echo(f"Note: {note}")
-
-
-def _print_plan(
-    configs: Mapping[str, MergingConfig],
-    jobs: Sequence[Job],
-    adapters: Sequence[str],
-    files: Sequence[str],
-    base: str,
-    as_json: bool,
-) -> None:
-    """What each rule takes; nothing is loaded but the adapters and rows."""
-    from holdfast.layers.adapters import read_peft
-    from holdfast.methods.merging import cost
-    from holdfast.methods.merging.plan import matching
-    from holdfast.models.config import ModelConfig
-    from holdfast.models.describe import describe
-    from holdfast.models.sources import local_folder
-    from holdfast.recipes.estimate import RUNTIME_BYTES
-    from holdfast.recipes.merge_needs import base_of
-
-    shapes = cost.shapes_of([read_peft(local_folder(name, marker="adapter_config.json")) for name in adapters])
-    model = describe(ModelConfig(source=base)) if base else None
-    counts = [len(_rows(file)) for file in files]
-    needs: list[dict[str, Any]] = []
-    for rule, config in configs.items():
-        chosen = {name: shapes[name] for name in matching(config.layers, list(shapes))}
-        found = cost.cost(config, chosen, counts, None if model is None else base_of(model))
-        folders = sum(job.rule == rule for job in jobs)
-        needs.append(
-            {
-                "rule": rule,
-                "layers": len(chosen),
-                "folders": folders,
-                "memory_bytes": RUNTIME_BYTES + found.memory_bytes,
-                "disk_bytes": folders * found.disk_bytes,
-                "scratch_bytes": found.scratch_bytes,
-                "time": found.time,
-            }
-        )
-    ranks = sorted({rank for shape in shapes.values() for rank in shape.ranks})
-    if as_json:
-        print_json({"adapters": len(adapters), "ranks": ranks, "rows": counts, "rules": needs})
-        return
-    on = "no base" if model is None else f"{base}, {model.parameters:,} parameters"
-    typer.echo(
-        f"{counted(len(adapters), 'adapter')} of ranks {ranks[0]} to {ranks[-1]} on {on}; rows: {counts or 'none'}"
-    )
-    print_table(
-        ("rule", "layers", "folders", "memory", "disk", "disk at work", "time"),
-        [
-            (
-                n["rule"],
-                str(n["layers"]),
-                str(n["folders"]),
-                *(size(n[f"{what}_bytes"]) for what in ("memory", "disk", "scratch")),
-                n["time"],
-            )
-            for n in needs
-        ],
-    )
-    say("Nothing was written: estimates from shapes alone.")

@@ -150,9 +150,8 @@ def _check_judge(task: TaskConfig) -> None:
 
 
 def _check_rule(step: MergeStep) -> None:
-    from holdfast.methods.merging.apply import rule_settings
+    from holdfast.methods.merging.apply import settled
     from holdfast.methods.merging.rules import RULES
-    from holdfast.methods.merging.rules.base import resolve
 
     if step.rule in RULES:
-        resolve(RULES[step.rule], rule_settings(step.merging()), len(step.adapters))
+        settled(step.merging(), len(step.adapters))

@@ -123,6 +123,35 @@ def test_what_changes_nothing_takes_no_coordinates() -> None:
     assert alone.notes() == ("1 adapter, 14 layers, ranks 2 to 2.",)
 
 
+def test_it_is_said_where_no_adapter_changes_anything() -> None:
+    first, second = map(untrained, experts(tiny("llama")))
+    down = {name: LowRank(0 * delta.A, 1 + delta.B) for name, delta in second.adapter.deltas.items()}
+    second = replace(second, adapter=replace(second.adapter, deltas=down))
+    made = plan(MergingConfig(layers=("layers.0.q_proj",)), tiny("llama"), [first, second])
+    assert made.notes() == (
+        "2 adapters, 1 layer, ranks 0 to 0.",
+        "The change of expert-0 is 0 in 1 of them.",
+        "The change of expert-1 is 0 in 1 of them.",
+        "Every change is 0, so the merge changes nothing.",
+    )
+    assert not any(delta.dense().any() for delta in METHODS["merging"].apply(tiny("llama"), made).deltas.values())
+
+
+def test_rows_that_two_adapters_share_are_counted_whatever_they_are_called() -> None:
+    rows = examples(6, seed=20)
+    again = [replace(row, id=f"again-{row.id}") for row in rows[:2]]
+    given = [Expert("a", adapter(tiny("llama"), 2, 1), rows[:4])]
+    given.append(Expert("b", adapter(tiny("llama"), 2, 2), [*again, *rows[4:], *examples(1, seed=3)]))
+    given.append(Expert("c", adapter(tiny("llama"), 2, 3), examples(3, seed=7)))
+    made = plan(MergingConfig(layers=FEW, fisher="block"), tiny("llama"), given)
+    assert made.origin.shared == (2, 2, 0)
+    assert made.notes()[1:] == (
+        "Rows that another adapter has too: 2 of 4 of a, 2 of 5 of b. They speak for both, where the merge weighs what "
+        "each needs against the other: give each adapter rows of its own task.",
+    )
+    assert planned(tiny("llama"), fisher="block").origin.shared == (0, 0)
+
+
 def test_rules_that_read_adapters_alone_need_neither_model_nor_rows() -> None:
     given = [Expert(each.name, each.adapter) for each in experts(tiny("llama"))]
     made = plan(MergingConfig(rule="ties", layers=FEW), None, given)
@@ -273,6 +302,12 @@ REFUSED: list[tuple[dict[str, Any], Callable[[], list[Expert]], type[HoldfastErr
     ),
     ({"rule": "safe_merge"}, lambda: experts(tiny("llama"))[:1], ConfigError, "rule safe_merge takes two adapters"),
     ({"rule": "alignguard"}, lambda: experts(tiny("llama"))[:1], ConfigError, "rule alignguard takes two adapters"),
+    (
+        {"rule": "alignguard", "k": 26},
+        lambda: experts(tiny("llama"), n=40),
+        ConfigError,
+        "k is larger than the evidence: got 26, expected at most 25, the directions .* in layers.0.q_proj",
+    ),
     (
         {"rule": "sst_projection", "k": 5},
         lambda: experts(tiny("llama")),

@@ -87,6 +87,14 @@ def test_gradients_are_those_at_the_full_adapter_and_at_the_share_that_point_nam
                 assert_close(seen[place].gradients, wanted[name])
 
 
+def test_safety_rows_that_are_utility_rows_too_are_counted() -> None:
+    loaded = tiny("llama")
+    both = [*examples(3, seed=20), *examples(2, seed=30)]
+    made = repair_plan(RepairConfig(layers=FEW), loaded, expert(loaded), both)
+    assert made.notes()[1:] == ("3 of the safety rows are utility rows too: they speak for both.",)
+    assert len(planned(loaded).notes()) == 1
+
+
 def test_half_way_is_the_point_that_is_meant_where_none_is_named() -> None:
     plan, half = planned(tiny("llama")), planned(tiny("llama"), point=0.5)
     harm = [p.pair.evidence[NAME][1].gradients for p in (plan, half)]

@@ -58,6 +58,15 @@ def _data_free(plan: MergePlan) -> dict[str, tuple[LowRank, float]]:
     return made
 
 
+def settled(config: MergingConfig, adapters: int) -> RuleSettings:
+    """What a rule that reads the adapters alone works with, the rule's own values included.
+
+    Raises:
+        ConfigError: settings that the rule cannot work with.
+    """
+    return resolve(RULES[config.rule], rule_settings(config), adapters)
+
+
 def rule_settings(config: MergingConfig) -> RuleSettings:
     """What a rule that reads the adapters alone is told; what was left out is the rule's own."""
     given = {key: getattr(config, key) for key in config.model_fields_set & set(RuleSettings.__slots__)}
@@ -79,8 +88,8 @@ def _metadata(plan: MergePlan) -> dict[str, Any]:
     config = plan.config
     used = config.model_dump(mode="json", include=set(READ_BY_ALL | READS[config.rule]))
     if config.rule not in WITH_ROWS:
-        settled = resolve(RULES[config.rule], rule_settings(config), len(plan.weights))
-        used |= {key: value for key, value in asdict(settled).items() if key in used}
+        settings = asdict(settled(config, len(plan.weights)))
+        used |= {key: value for key, value in settings.items() if key in used}
     else:
         used["point"] = config.point or usual_point(config)
     if config.fisher != "topk":

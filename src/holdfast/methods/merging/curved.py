@@ -226,13 +226,23 @@ def _keep(config: MergingConfig, name: str, number: int, G_sd: Tensor) -> Callab
 def _count(config: MergingConfig, name: str, G_sd: Tensor) -> int:
     """``k`` of a layer, at most the directions that safety gradients span: nothing tells the others apart."""
     rank = _rank(G_sd)
-    k = max(1, (rank + 1) // 2) if config.k is None else config.k
-    if k > rank:
+    if config.k is None:
+        return max(1, (rank + 1) // 2)
+    check_k(config.k, rank, name)
+    return config.k
+
+
+def check_k(k: int, most: int, name: str) -> None:
+    """Refuse more directions than the safety rows tell apart.
+
+    Raises:
+        ConfigError: ``k`` is more than ``most``.
+    """
+    if k > most:
         raise ConfigError(
-            f"k is larger than the evidence: got {k}, expected at most {rank}, the directions that the safety rows use "
+            f"k is larger than the evidence: got {k}, expected at most {most}, the directions that the safety rows use "
             f"in {name}. Do: lower k, or give more safety rows."
         )
-    return k
 
 
 def _rank(G_nd: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -17,10 +18,11 @@ from holdfast.data.examples import Example
 from holdfast.layers.adapters import Adapter, LowRank
 from holdfast.layers.core_space import CoreSpace
 from holdfast.methods.merging.config import PAIRS, WITH_ROWS, MergingConfig
-from holdfast.methods.merging.curved import PARTS, with_parts
+from holdfast.methods.merging.curved import PARTS, check_k, with_parts
 from holdfast.methods.merging.evidence import Evidence, gather
 from holdfast.methods.merging.rules import missing
 from holdfast.models.adapter import own_name
+from holdfast.models.chat import ChatFormat
 from holdfast.models.load import LoadedModel
 
 
@@ -59,6 +61,20 @@ class Origin:
     """SHA-256 of each adapter's folder, empty where it comes from none."""
     bases: tuple[str, ...] = ()
     """SHA-256 of the weights of each adapter's base, empty where none is recorded."""
+    shared: tuple[int, ...] = ()
+    """How many of each adapter's rows another adapter has too; empty where none were needed."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Joined:
+    """What is merged, as far as the adapters alone tell: they fit each other, and the settings fit them."""
+
+    base: str
+    """What the adapters call their base."""
+    deltas: Mapping[str, tuple[LowRank, ...]]
+    """As `MergePlan.deltas`."""
+    paths: Mapping[str, str]
+    """As `MergePlan.paths`."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -90,20 +106,36 @@ class MergePlan:
         return replace(self, config=self.config.with_last(weight, len(self.origin.names)))
 
     def notes(self) -> tuple[str, ...]:
-        """What is merged, which layers some adapters do not touch, and whether full matrices have few rows."""
-        ranks = sorted({delta.rank for each in self.deltas.values() for delta in each if bool(delta.B.any())} or {0})
+        """What is merged, which layers some adapters do not touch, and what makes evidence weak: few or shared rows."""
+        ranks = sorted({delta.rank for each in self.deltas.values() for delta in each if _changes(delta)} or {0})
         made = (
             f"{counted(len(self.origin.names), 'adapter')}, {counted(len(self.deltas), 'layer')}, "
             f"ranks {ranks[0]} to {ranks[-1]}."
         )
         absent = {
-            name: sum(not bool(each[t].B.any()) for each in self.deltas.values())
+            name: sum(not _changes(each[t]) for each in self.deltas.values())
             for t, name in enumerate(self.origin.names)
         }
         return (
             made,
             *(f"The change of {name} is 0 in {count} of them." for name, count in absent.items() if count),
+            *(() if ranks[-1] else ("Every change is 0, so the merge changes nothing.",)),
+            *self._shared_rows(),
             *self._few_rows(),
+        )
+
+    def _shared_rows(self) -> tuple[str, ...]:
+        origin = self.origin
+        told = [
+            f"{count} of {own} of {name}"
+            for name, own, count in zip(origin.names, origin.n_rows, origin.shared, strict=False)
+            if count
+        ]
+        if not told:
+            return ()
+        return (
+            f"Rows that another adapter has too: {', '.join(told)}. They speak for both, where the merge weighs what "
+            "each needs against the other: give each adapter rows of its own task.",
         )
 
     def _few_rows(self) -> tuple[str, ...]:
@@ -120,8 +152,13 @@ class MergePlan:
 
 def _coordinates(deltas: Sequence[LowRank]) -> int:
     """Most core coordinates that a layer can have."""
-    rank = sum(delta.rank for delta in deltas if bool(delta.B.any()))
+    rank = sum(delta.rank for delta in deltas if _changes(delta)) or 1
     return min(deltas[0].shape[0], rank) * min(deltas[0].shape[1], rank)
+
+
+def _changes(delta: LowRank) -> bool:
+    """Training starts with ``B`` 0, and either factor may be."""
+    return bool(delta.A.any()) and bool(delta.B.any())
 
 
 def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Expert]) -> MergePlan:
@@ -135,6 +172,29 @@ def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Ex
         LayerError: a pattern matches no layer.
         DataError: an adapter has no rows, or two have the same.
         NumericsError: a gradient is not finite.
+    """
+    found = joined(config, experts)
+    if config.rule not in WITH_ROWS:
+        return MergePlan(found.deltas, {}, {}, found.paths, config, origin_of(None, experts, (), found.base))
+    if loaded is None:
+        raise ConfigError(f"rule {config.rule} reads rows on the base model: got no model. Do: give the base.")
+    rows = encoded(config, loaded.chat, experts, found)
+    spaces = {name: CoreSpace.of(each) for name, each in found.deltas.items()}
+    evidence = gather(config, loaded, [e.adapter for e in experts], rows, spaces)
+    if config.rule in PARTS:
+        cores = {name: cores_of(spaces[name], each) for name, each in found.deltas.items()}
+        evidence = with_parts(config, [(name, M_tpq, evidence[name]) for name, M_tpq in cores.items()])
+    origin = origin_of(loaded, experts, rows, found.base)
+    return MergePlan(found.deltas, evidence, spaces, found.paths, config, origin)
+
+
+def joined(config: MergingConfig, experts: Sequence[Expert]) -> Joined:
+    """The adapters beside each other, refused where they cannot be merged; no model and no rows are looked at.
+
+    Raises:
+        ConfigError: weights or another number of adapters than the rule takes.
+        AdapterError: adapters of different bases or shapes, or none.
+        LayerError: a pattern matches no layer.
     """
     if not experts:
         raise AdapterError("cannot merge: got no adapters, expected at least 1.")
@@ -151,16 +211,7 @@ def plan(config: MergingConfig, loaded: LoadedModel | None, experts: Sequence[Ex
     names = chosen(config.layers, experts)
     deltas = {name: _beside(name, experts) for name in names}
     paths = {name: next(e.adapter.paths[name] for e in experts if name in e.adapter.deltas) for name in names}
-    if config.rule not in WITH_ROWS:
-        return MergePlan(deltas, {}, {}, paths, config, origin_of(None, experts, (), base))
-    if loaded is None:
-        raise ConfigError(f"rule {config.rule} reads rows on the base model: got no model. Do: give the base.")
-    rows = _encoded(config, loaded, experts)
-    spaces = {name: CoreSpace.of(each) for name, each in deltas.items()}
-    evidence = gather(config, loaded, [e.adapter for e in experts], rows, spaces)
-    if config.rule in PARTS:
-        evidence = with_parts(config, [(name, cores_of(spaces[name], deltas[name]), evidence[name]) for name in names])
-    return MergePlan(deltas, evidence, spaces, paths, config, origin_of(loaded, experts, rows, base))
+    return Joined(base, deltas, paths)
 
 
 def origin_of(
@@ -176,12 +227,19 @@ def origin_of(
         base=base,
         adapters=tuple(expert.sha256 for expert in experts),
         bases=tuple(expert.base_weights for expert in experts),
+        shared=shared(rows),
     )
 
 
 def contents(rows: Sequence[Encoded]) -> frozenset[tuple[Sequence[int], Sequence[bool]]]:
     """What rows say, whatever they are called and in whatever order."""
     return frozenset((row.ids, row.response) for row in rows)
+
+
+def shared(rows: Sequence[Sequence[Encoded]]) -> tuple[int, ...]:
+    """Of each adapter's rows, how many say what a row of another's says."""
+    adapters = Counter(said for own in rows for said in contents(own))
+    return tuple(sum(adapters[row.ids, row.response] > 1 for row in own) for own in rows)
 
 
 def cores_of(space: CoreSpace, deltas: Sequence[LowRank]) -> Tensor:
@@ -247,8 +305,16 @@ def _beside(name: str, experts: Sequence[Expert]) -> tuple[LowRank, ...]:
     return tuple(missing(like.shape, like) if delta is None else delta for delta in found)
 
 
-def _encoded(config: MergingConfig, loaded: LoadedModel, experts: Sequence[Expert]) -> list[list[Encoded]]:
-    encoded = []
+def encoded(
+    config: MergingConfig, chat: ChatFormat, experts: Sequence[Expert], adapters: Joined
+) -> list[list[Encoded]]:
+    """The rows that a rule reads of each adapter, refused where they cannot decide the merge.
+
+    Raises:
+        ConfigError: ``k`` is larger than the directions that the safety rows can use in a layer.
+        DataError: an adapter has fewer than two rows, a row without an answer, or the rows of another.
+    """
+    found = []
     for expert in experts:
         rows = expert.rows[: config.samples]
         if len(rows) < 2:
@@ -262,13 +328,16 @@ def _encoded(config: MergingConfig, loaded: LoadedModel, experts: Sequence[Exper
                 f"Cannot weigh {expert.name}: got no answer in {len(silent)} of {len(rows)} rows, the first is "
                 f"{silent[0]!r}, expected one to learn in each. Do: give rows with answers."
             )
-        encoded.append([loaded.chat.training(row) for row in rows])
+        found.append([chat.training(row) for row in rows])
     seen: dict[frozenset[tuple[Sequence[int], Sequence[bool]]], int] = {}
-    for number, own in enumerate(encoded):
+    for number, own in enumerate(found):
         other = seen.setdefault(contents(own), number)
         if other != number:
             raise DataError(
                 f"{experts[other].name} and {experts[number].name} have the same rows, expected different ones: the "
                 "merge weighs what each needs against the other. Do: give each adapter rows of its own task."
             )
-    return encoded
+    if config.k is not None:
+        for name, deltas in adapters.deltas.items():
+            check_k(config.k, min(len(found[-1]), _coordinates(deltas)), name)
+    return found

@@ -63,7 +63,11 @@ class RepairPlan:
         layers = f"{count} layers" if count == whole else f"{count} of {whole} layers; the others keep their change"
         rows = self.pair.origin.n_rows
         read = f", {rows[0]} utility and {rows[1]} safety rows" if rows else ", no rows"
-        return (f"Method {self.config.method}: {layers}{read}.",)
+        both = self.pair.origin.shared[-1:]
+        return (
+            f"Method {self.config.method}: {layers}{read}.",
+            *(f"{count} of the safety rows are utility rows too: they speak for both." for count in both if count),
+        )
 
 
 def repair_plan(

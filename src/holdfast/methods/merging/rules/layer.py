@@ -108,7 +108,7 @@ def _in_core_space(
         M_pq, lost = isotropic(M_pq, rank)
     elif rank is not None:
         lost = truncation_error(M_pq, rank)
-    return space.lift(M_pq.to(space.left_op.dtype), rank), lost
+    return space.lift(finite(M_pq.to(space.left_op.dtype), name, row.name), rank), lost
 
 
 def _dense(
