@@ -130,6 +130,66 @@ def test_the_dial_is_chosen_on_validation_rows_by_the_rule_and_all_of_it_is_kept
     assert any("most safety with utility at most 0.1 below" in note for note in step.notes)
 
 
+def projected(run: Path, places: dict[str, str], **keys: Any) -> Any:  # noqa: F811
+    """A recipe of one projection of adapters on disk."""
+    items = [
+        {"adapter": str(run / name / "adapter"), "data": [rows]}
+        for name, rows in (("utility", "task"), ("safety", "safety"))
+    ]
+    return recipe(places, "sst", sst={"adapters": items, "rule": "sst_projection", **keys})
+
+
+def outputs(log: Path) -> list[str]:
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    return [row["output"] for row in rows if "output" in row]
+
+
+def test_settings_of_the_rule_are_chosen_with_the_weight_and_named_everywhere(
+    run: tuple[RunRecord, Path],
+    places: dict[str, str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    select = {**SELECT, "weights": [0.5, 2.0], "k": [1, 3], "damping": [0.5]}
+    (step,) = run_recipe(projected(run[1], places, select=select), tmp_path / "run").steps
+    folder = tmp_path / "run" / "sst"
+    told = json.loads((folder / "adapter" / FILE).read_text())
+    tried = [(each["value"], each["settings"]["k"], each["settings"]["damping"]) for each in told["selection"]["tried"]]
+    assert sorted(tried) == [(w, k, d) for w in (0.5, 2.0) for k in (1, 3) for d in (0.5,)]
+    weight, settings = told["selection"]["taken"]["value"], told["selection"]["taken"]["settings"]
+    assert told["config"].items() >= settings.items()
+    figures = {metric.name: metric.value for metric in step.metrics}
+    assert {key: figures[f"merging/{key}"] for key in ("weight", "k", "damping")} == {"weight": weight, **settings}
+    words = f"with k {settings['k']:g} and damping {settings['damping']:g}, by the rule"
+    assert any(words in note for note in step.notes)
+    assert [x for x, _ in step.curves["tried/utility"]] == [0.5, 2.0], "as set where it was taken"
+    alone = projected(run[1], places, select={**SELECT, "weights": [weight]}, **settings)
+    run_recipe(alone, tmp_path / "alone")
+    one, other = (read_peft(tmp_path / name / "sst" / "adapter") for name in ("run", "alone"))
+    assert all(torch.equal(one.delta(name), other.delta(name)) for name in one.deltas)
+    log = folder / "tried" / f"{weight:g},k={settings['k']:g},damping={settings['damping']:g}.jsonl"
+    assert outputs(log) == outputs(tmp_path / "alone" / "sst" / "tried" / f"{weight:g}.jsonl")
+
+
+def test_a_larger_k_than_the_rows_tell_is_refused_before_any_merge_is_measured(
+    run: tuple[RunRecord, Path],
+    places: dict[str, str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    select = {**SELECT, "weights": [2.0], "k": [1, 500]}
+    with pytest.raises(ConfigError, match="k is larger than the evidence: got 500"):
+        run_recipe(projected(run[1], places, select=select), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").rglob("*.jsonl")] == ["first.jsonl"]
+
+
+def test_a_curve_of_several_settings_is_refused_by_name(places: dict[str, str]) -> None:  # noqa: F811
+    made = document(places)
+    more = {**SELECT, "damping": [0.1, 1.0]}
+    made["steps"]["other"] = {**made["steps"]["sst"], "select": more}
+    made["steps"]["front"] = {"do": "front", "rows": {"a": "sst", "b": "other"}, "reference": "a"}
+    with pytest.raises(ConfigError, match=r"steps\.front\.rows: step 'other' also tries damping, and a curve is over"):
+        parse_recipe(made, "merged")
+
+
 def test_a_weight_whose_figure_cannot_be_computed_is_not_taken_and_where_none_can_the_step_fails(
     run: tuple[RunRecord, Path],
     places: dict[str, str],  # noqa: F811
@@ -255,6 +315,16 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"sst": {"select": {**SELECT, "safety": []}}}, "steps.sst.select.safety: "),
     ({"sst": {"select": {**SELECT, "weights": [1.0, -1.0]}}}, "steps.sst: rule sst weighs losses, so no weight may be"),
+    ({"sst": {"select": {**SELECT, "k": [2]}}}, "steps.sst: select: k has no effect with rule: sst; take it out"),
+    (
+        {"sst": {"damping": 0.1, "select": {**SELECT, "damping": [0.1, 1.0]}}},
+        "steps.sst: damping is chosen by select; take one of them out",
+    ),
+    ({"sst": {"select": {**SELECT, "damping": [0.0]}}}, "steps.sst: select: damping Input should be greater than 0"),
+    (
+        {"sst": {"rule": "sst_projection", "select": {**SELECT, "k": [2], "tau": [0.1]}}},
+        "steps.sst: select: tau weighs all directions, k and directions choose some; take one of them out",
+    ),
 ]
 
 
@@ -292,6 +362,8 @@ def test_check_says_what_a_merge_needs(
     assert needs["sum"].disk_bytes <= made <= 1.2 * needs["sum"].disk_bytes + 4000
     assert needs["again"].disk_bytes >= needs["sst"].disk_bytes - 1e5
     assert needs["sst"].memory_bytes > needs["sum"].memory_bytes
+    twice = recipe(places, sst={"select": {**SELECT, "damping": [0.1, 1.0]}})
+    assert {step.id: step for step in estimate(twice, "x").steps}["sst"].disk_bytes > needs["sst"].disk_bytes
     more = {item["adapter"]: {**item, "data": [{"source": "lab/textops", "rows": 300}]} for item in WITH_ROWS}
     wide = recipe(places, sst={"adapters": [WITH_ROWS[0], more["safety"]]})
     assert {step.id: step for step in estimate(wide, "x").steps}["sst"].memory_bytes > needs["sst"].memory_bytes

@@ -237,13 +237,13 @@ def _adapter_needs(checks: Checks, step_id: str, step: AdapterStep) -> StepNeeds
 
 def _merge_needs(checks: Checks, step_id: str, step: MergeStep | RepairStep) -> StepNeeds | None:
     if isinstance(step, MergeStep):
-        found, dial = merge_needs(checks, step_id, step), () if step.select is None else step.select.weights
+        found, dial = merge_needs(checks, step_id, step), 0 if step.select is None else step.select.tries()
     else:
-        found, dial = repair_needs(checks, step_id, step), () if step.select is None else step.tries()
+        found, dial = repair_needs(checks, step_id, step), 0 if step.select is None else len(step.tries())
     if found is None:
         return None
     model, rows, cost = found
-    tried = len(dial) + 1 if dial else 0
+    tried = dial + 1 if dial else 0
     log = LOG_BYTES * tried * sum(n or 0 for name, n in rows.items() if name.endswith(VALIDATION))
     memory = RUNTIME_BYTES + cost.memory_bytes + (_cache_bytes(model, step.batch_size) if tried else 0)
     return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, cost.disk_bytes + cost.scratch_bytes + log)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from holdfast.core.config import Config
 from holdfast.data.sources import SourceConfig
@@ -63,10 +64,36 @@ class Validation(Config):
 
 
 class Select(Validation):
-    """Choose the weight of the last adapter on validation rows: most safety at little loss of utility."""
+    """Choose the weight of the last adapter on validation rows: most safety at little loss of utility.
+
+    Every weight is tried with every combination of the other lists.
+    """
 
     weights: tuple[float, ...] = Field(default=(0.1, 0.3, 1.0, 3.0, 10.0), min_length=1)
     """Values of the last adapter's weight to try."""
+    k: tuple[int, ...] = ()
+    """Values of ``k`` to try, where the rule reads it."""
+    tau: tuple[float, ...] = ()
+    """Values of ``tau`` to try, where the rule reads it."""
+    damping: tuple[float, ...] = ()
+    """Values of ``damping`` to try, where the rule reads it."""
+
+    def settings(self) -> tuple[dict[str, float], ...]:
+        """What every weight is tried with: one empty combination without lists.
+
+        The largest ``k`` comes first, so that one that the rows cannot tell is refused before anything is measured.
+        """
+        lists: dict[str, tuple[float, ...]] = {
+            "k": tuple(sorted(self.k, reverse=True)),
+            "tau": self.tau,
+            "damping": self.damping,
+        }
+        given = {key: values for key, values in lists.items() if values}
+        return tuple(dict(zip(given, values, strict=True)) for values in product(*given.values()))
+
+    def tries(self) -> int:
+        """How many merges are measured."""
+        return len(self.weights) * len(self.settings())
 
 
 class MergeStep(MergingConfig):
@@ -106,6 +133,19 @@ class MergeStep(MergingConfig):
             raise ValueError(f"'data' of adapters has no effect with rule: {self.rule}; take it out")
         if self.select is None and "batch_size" in self.model_fields_set:
             raise ValueError("batch_size has no effect without select; take it out")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_are_read(self) -> Self:
+        for settings in () if self.select is None else self.select.settings():
+            twice = sorted(settings.keys() & self.model_fields_set)
+            if twice:
+                raise ValueError(f"{twice[0]} is chosen by select; take one of them out")
+            try:
+                self.only(MergingConfig, **settings)
+            except ValidationError as problem:
+                said = [f"{'.'.join(map(str, each['loc']))} {each['msg']}".strip() for each in problem.errors()]
+                raise ValueError(f"select: {said[0].removeprefix('Value error, ')}") from problem
         return self
 
     def merging(self) -> MergingConfig:

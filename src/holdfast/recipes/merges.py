@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from holdfast.recipes.holds import ORIGIN
@@ -23,7 +23,9 @@ def merge_problems(recipe: Recipe) -> list[str]:
 
 
 def _step_problems(recipe: Recipe, step_id: str) -> Iterator[str]:
-    step = recipe.steps[step_id]
+    step: Any = recipe.steps[step_id]
+    if step.do == "front":
+        yield from _curve_problems(recipe, step_id, [name for ids in step.rows.values() for name in ids])
     if isinstance(step, MergeStep | RepairStep) and step.any_base and not _from_elsewhere(recipe, step):
         yield f"steps.{step_id}.any_base: has no effect: no adapter of this step is from elsewhere. Take it out"
     for where, maker_id in _made_here(recipe, step_id):
@@ -40,6 +42,17 @@ def _step_problems(recipe: Recipe, step_id: str) -> Iterator[str]:
             yield (
                 f"{where}: step {maker_id!r} stands on another model: it has model.{key} {getattr(made, key)!r}, and "
                 f"this step {getattr(used, key)!r}. Give both the same"
+            )
+
+
+def _curve_problems(recipe: Recipe, step_id: str, names: Iterable[str]) -> Iterator[str]:
+    """A curve is over weights alone."""
+    for name in names:
+        made = recipe.steps.get(name)
+        if isinstance(made, MergeStep) and made.select is not None and (other := made.select.settings()[0]):
+            yield (
+                f"steps.{step_id}.rows: step {name!r} also tries {' and '.join(other)}, and a curve is over weights "
+                "alone. Take that out of its select, or the step out of the rows"
             )
 
 

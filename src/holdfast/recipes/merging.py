@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,11 +99,11 @@ def expert_of(
 def _selected(
     context: Context, step: MergeStep, select: Select, loaded: LoadedModel, experts: Sequence[Expert], made: MergePlan
 ) -> tuple[MergePlan, Selection]:
-    """Merge and measure at every weight on validation rows, and take one by the rule."""
+    """Merge and measure at every weight and setting on validation rows, and take one by the rule."""
     from holdfast.evaluation.suite import evaluate
     from holdfast.layers.adapters import Adapter, added
     from holdfast.methods.merging import apply
-    from holdfast.methods.merging.select import choose
+    from holdfast.methods.merging.select import choose, resettled
 
     safety, utility = select.tasks(step.seed)
 
@@ -114,12 +115,19 @@ def _selected(
     alone = measured(experts[0].adapter, utility, folder / "first.jsonl")
     against = reference(alone, utility, "the first adapter alone")
     tried = []
-    for value in select.weights:
-        adapter = apply.merge(made.with_last(value)).adapter
-        found = measured(adapter, (*safety, *utility), folder / f"{value:g}.jsonl")
-        tried.append(measured_at(value, found, safety, utility))
+    for settings in select.settings():
+        varied = resettled(made, settings)
+        for value in select.weights:
+            adapter = apply.merge(varied.with_last(value)).adapter
+            found = measured(adapter, (*safety, *utility), folder / _answers(value, settings))
+            tried.append(replace(measured_at(value, found, safety, utility), settings=settings))
     selection = choose(tried, against, select.drop)
-    return made.with_last(selection.taken.value), selection
+    return resettled(made, selection.taken.settings).with_last(selection.taken.value), selection
+
+
+def _answers(value: float, settings: Mapping[str, float]) -> str:
+    """The file of what was measured there: ``0.3.jsonl``, ``0.3,k=4.jsonl``."""
+    return ",".join((f"{value:g}", *(f"{key}={each:g}" for key, each in settings.items()))) + ".jsonl"
 
 
 def measured_at(
@@ -182,8 +190,10 @@ def _figures(merged: Merged, spectra: Sequence[Spectrum], selection: Selection |
     if selection is None:
         return (cut, *rows)
     taken = selection.taken
-    told = [("weight", taken.value), ("validation/safety", taken.safety), ("validation/utility", taken.utility)]
-    return (cut, *(Metric(name=f"merging/{key}", value=value, n=len(selection.tried)) for key, value in told), *rows)
+    shown = {"weight": taken.value, **taken.settings}
+    shown |= {"validation/safety": taken.safety, "validation/utility": taken.utility}
+    told = [Metric(name=f"merging/{key}", value=value, n=len(selection.tried)) for key, value in shown.items()]
+    return (cut, *told, *rows)
 
 
 def split_half(spectra: Sequence[Spectrum], method: str = "merging") -> tuple[Verdict, ...]:
@@ -207,28 +217,30 @@ def split_half(spectra: Sequence[Spectrum], method: str = "merging") -> tuple[Ve
 
 
 def curves(spectra: Sequence[Spectrum], selection: Selection | None) -> dict[str, list[tuple[float, float]]]:
-    """The spectra of all layers, and what was measured over the values of the dial."""
+    """The spectra of all layers, and what was measured over the values of the dial, else set as was taken."""
     found = {
         f"spectrum/{each.layer}": [(float(rank), value) for rank, value in enumerate(each.values, 1)]
         for each in spectra
     }
     if selection is None:
         return found
-    by: dict[str, Callable[[int], float]] = {
-        "safety": lambda place: selection.tried[place].safety,
-        "utility": lambda place: selection.tried[place].utility,
+    points = [each for each in selection.tried if each.settings == selection.taken.settings]
+    return found | {
+        "tried/safety": [(each.value, each.safety) for each in points],
+        "tried/utility": [(each.value, each.utility) for each in points],
     }
-    points = range(len(selection.tried))
-    return found | {f"tried/{key}": [(selection.tried[p].value, of(p)) for p in points] for key, of in by.items()}
 
 
 def _said(selection: Selection | None) -> tuple[str, ...]:
+    from holdfast.methods.merging.select import worded
+
     if selection is None:
         return ()
     taken = selection.taken
     missed = "" if selection.kept else " No weight kept that much utility."
     return (
-        f"Weight {taken.value:g} of the last adapter, by the rule: {selection.rule}. On validation rows: safety "
-        f"{taken.safety:.3f}, utility {taken.utility:.3f} (first adapter alone {selection.reference:.3f}).{missed}",
+        f"Weight {taken.value:g} of the last adapter{worded(taken.settings)}, by the rule: {selection.rule}. On "
+        f"validation rows: safety {taken.safety:.3f}, utility {taken.utility:.3f} (first adapter alone "
+        f"{selection.reference:.3f}).{missed}",
         *selection.left_out(),
     )

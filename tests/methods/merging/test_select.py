@@ -1,9 +1,12 @@
 """The choice of a dial's value by the rule that is written down."""
 
 import pytest
+import torch
+from tests.methods.merging.test_apply import made
 
-from holdfast.core.errors import DataError
-from holdfast.methods.merging.select import Tried, Unmeasured, choose
+from holdfast.core.errors import ConfigError, DataError
+from holdfast.methods.merging.apply import merge
+from holdfast.methods.merging.select import Tried, Unmeasured, choose, resettled
 
 POINTS = [Tried(0.1, 0.30, 0.80), Tried(0.3, 0.90, 0.79), Tried(1.0, 0.95, 0.77), Tried(3.0, 1.00, 0.60)]
 
@@ -63,3 +66,34 @@ def test_a_value_without_all_figures_is_never_taken_and_it_is_said() -> None:
 def test_where_no_value_has_all_figures_there_is_no_choice() -> None:
     with pytest.raises(DataError, match=r"got all figures for none of 1 values.*the first, 0\.5, has no safety/lab"):
         choose([UNSEEN], 0.9, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings"),
+    [
+        ("sst", {"damping": 0.5}),
+        ("regmean", {"damping": 0.5}),
+        ("sst_projection", {"k": 1, "damping": 0.5}),
+        ("sst_projection", {"tau": 0.5}),
+        ("alignguard", {"k": 1}),
+        ("safe_merge", {"tau": -1.0}),
+    ],
+)
+def test_a_plan_set_anew_merges_as_one_that_was_made_so(rule: str, settings: dict[str, float]) -> None:
+    first, expected = made(rule), merge(made(rule, **settings)).adapter
+    found = merge(resettled(resettled(first, settings), settings)).adapter
+    assert all(torch.equal(found.delta(name), expected.delta(name)) for name in expected.deltas)
+    assert found.metadata == expected.metadata
+    plain = merge(first).adapter
+    assert any(not torch.equal(found.delta(name), plain.delta(name)) for name in plain.deltas)
+    assert resettled(first, {}) is first
+
+
+def test_a_k_that_the_rows_cannot_tell_is_refused_when_it_is_set() -> None:
+    with pytest.raises(ConfigError, match="k is larger than the evidence: got 99"):
+        resettled(made("sst_projection"), {"k": 99})
+
+
+def test_a_value_that_could_not_be_measured_is_told_with_its_settings() -> None:
+    found = choose([Tried(1.0, 1.0, 1.0), Unmeasured(2.0, ("x (why)",), {"k": 3})], 0.9, 0.0)
+    assert found.left_out() == ("Value 2 of the dial with k 3 could not be taken: no figure for x (why).",)

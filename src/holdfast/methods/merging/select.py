@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from holdfast.core.errors import DataError
+from holdfast.methods.merging.config import MergingConfig
+from holdfast.methods.merging.curved import PARTS, with_parts
+from holdfast.methods.merging.plan import MergePlan, cores_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,8 @@ class Tried:
     value: float
     safety: float
     utility: float
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """What else was varied, by the rule's keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,8 @@ class Unmeasured:
     value: float
     figures: tuple[str, ...]
     """Those figures, each with the reason."""
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """As of `Tried`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +54,35 @@ class Selection:
     def left_out(self) -> tuple[str, ...]:
         """A sentence on each value that could not be taken."""
         return tuple(
-            f"Value {each.value:g} of the dial could not be taken: no figure for {'; '.join(each.figures)}."
+            f"Value {each.value:g} of the dial{worded(each.settings)} could not be taken: no figure for "
+            f"{'; '.join(each.figures)}."
             for each in self.unmeasured
         )
+
+
+def worded(settings: Mapping[str, float]) -> str:
+    """What was varied beside the dial, as a sentence goes on with it.
+
+    >>> worded({"k": 4, "damping": 0.1}), worded({})
+    (' with k 4 and damping 0.1', '')
+    """
+    return f" with {' and '.join(f'{key} {value:g}' for key, value in settings.items())}" if settings else ""
+
+
+def resettled(plan: MergePlan, settings: Mapping[str, float]) -> MergePlan:
+    """The plan with other values of ``k``, ``tau`` or ``damping``, which no pass over the rows depends on.
+
+    Raises:
+        ConfigError: ``k`` is larger than the directions that a layer's safety rows use.
+        NumericsError: damping is too small.
+    """
+    if not settings:
+        return plan
+    config = plan.config.only(MergingConfig, **settings)
+    if config.rule not in PARTS:
+        return replace(plan, config=config)
+    layers = [(name, cores_of(plan.spaces[name], deltas), plan.evidence[name]) for name, deltas in plan.deltas.items()]
+    return replace(plan, config=config, evidence=with_parts(config, layers))
 
 
 def choose(tried: Sequence[Tried | Unmeasured], reference: float, drop: float) -> Selection:
