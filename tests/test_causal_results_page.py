@@ -209,6 +209,16 @@ def test_two_cases_of_a_scenario_are_one_of_what_a_limit_counts(
     assert next(lines.attack_lines(found))[1:] == (f"{N // 2}", False)
 
 
+def test_a_fidelity_that_is_a_share_of_little_is_told(tmp_path: Path, write: Any, finished: str) -> None:
+    folder = whole(tmp_path / "run", (0,))
+    (folder / "before" / "log.jsonl").unlink()
+    (folder / "before").rmdir()
+    steps = [step for step in RunRecord.load(folder).steps if step.id != "before"]
+    page = write(saved(folder, [attacked(folder, "before", hits((54, 48), quoting=6)), *steps]))
+    assert "Fidelity is a share of little: undefended, the model copies 10.0 %" in page
+    assert "Fidelity is a share of little" not in finished
+
+
 def test_a_rival_that_is_as_good_is_not_beaten(finished: str) -> None:
     page = finished
     assert line(page, "ours: attack success below that of struq").endswith("| yes |")
