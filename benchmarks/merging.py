@@ -1,7 +1,8 @@
 """Merging: one wide layer against PEFT and mergekit, the eigenproblem of many samples, gradients of single samples.
 
 The layer is random, as are the adapters; no base model is loaded. Each rule and number of adapters runs in a process of
-its own. Memory of a merge is the high-water mark of the process above what it held right before.
+its own. Memory of a merge is the high-water mark of the process above what it held right before. With CUDA, and
+only then, two adapters of an 8B model of random weights are merged end to end.
 """
 
 from __future__ import annotations
@@ -38,8 +39,29 @@ COORDINATES = 2**16
 """Core coordinates of a layer of the eigenproblem."""
 
 
+LLAMAS: dict[str, dict[str, int]] = {
+    "8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 8192,
+    },
+}
+"""Shapes of the model that is merged end to end: Llama 3's of 8B, and one that shows that all of it runs."""
+
+
 def measure(settings: Settings) -> list[Result]:
-    """PEFT, mergekit, eigenproblem, gradients."""
+    """PEFT, mergekit, eigenproblem, gradients, an 8B model."""
     width, counts = (1024, COUNTS[:1]) if settings.quick else (4096, COUNTS)
     results: list[Result] = []
     for count in counts:
@@ -47,7 +69,8 @@ def measure(settings: Settings) -> list[Result]:
     for count in counts:
         results += _mergekit(width, count, settings.threads)
     d, n = (10**6, 128) if settings.quick else (10**7, 512)
-    return [*results, *_gram(d, n, 1 if settings.quick else 2, settings.threads), *_fisher(settings)]
+    results += [*_gram(d, n, 1 if settings.quick else 2, settings.threads), *_fisher(settings)]
+    return [*results, *_end_to_end(settings.quick)]
 
 
 def _peft(width: int, count: int, turns: int, threads: int) -> list[Result]:
@@ -163,6 +186,33 @@ def _fisher(settings: Settings) -> list[Result]:
         label = "gradients of single samples"
         results.append(Result(label, "samples/s", rates["ours"], rates[kind], name, wanted, 5.0, said, off <= 1e-3))
     return results
+
+
+def _end_to_end(quick: bool) -> list[Result]:
+    """Rows to adapter on one GPU, figures without a limit; nothing where there is none."""
+    import torch
+
+    size, count = ("tiny", 8) if quick else ("8b", 512)
+    figures = (("sst, end to end", "s", "seconds", 1.0), ("GPU memory of sst, end to end", "GB", "peak", 1e9))
+    if not torch.cuda.is_available():
+        print("sst, end to end: not run, torch sees no GPU", file=sys.stderr)
+        return []
+    command = [sys.executable, "-m", "benchmarks.merging", "end_to_end", "cuda", size, str(count)]
+    root = Path(__file__).resolve().parent.parent
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=env, timeout=3600)
+    if done.returncode:
+        raise RuntimeError(f"end to end failed with {done.returncode}:\n{done.stderr[-2000:]}")
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    said = [
+        f"Llama of random weights, {answer['parameters']:,} parameters in bfloat16, {answer['layers']} layers, two "
+        f"adapters of rank {RANK}, {count} + {count} samples, on {answer['device']}",
+        "reading the rows, Fisher matrices and one merge; the model is made outside the clock",
+    ]
+    return [
+        Result(what, unit, [answer[key] / per], [], "no peer", "for information", 0, said if key == "seconds" else [])
+        for what, unit, key, per in figures
+    ]
 
 
 def adapters(width: int, count: int) -> list[tuple[Any, Any]]:
@@ -282,6 +332,45 @@ def fisher(count: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began, "traces": [float(G.square().sum()) for G in found.values()]}
 
 
+def end_to_end(device: str, size: str, count: str) -> dict[str, Any]:
+    """Seconds and peak bytes on the device from rows to a merged adapter, all linear layers of a random Llama."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from holdfast.data.lab import rows
+    from holdfast.layers.adapters import Adapter, LowRank
+    from holdfast.layers.address import LayerMap
+    from holdfast.methods.merging.apply import merge as merged
+    from holdfast.methods.merging.config import MergingConfig
+    from holdfast.methods.merging.plan import Expert, plan
+    from holdfast.models.chat import ChatFormat
+    from holdfast.models.load import LoadedModel, lab_folder, load_tokenizer
+
+    tokenizer = load_tokenizer(lab_folder())
+    torch.manual_seed(SEED)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMAS[size]), dtype=torch.bfloat16).eval()
+    loaded = LoadedModel(model, tokenizer, ChatFormat(tokenizer), "random", "new", size)
+    layers, draw, experts = LayerMap.of(model), torch.Generator().manual_seed(SEED), []
+    for family in ("arithmetic", "requests/harmful"):
+        deltas = {}
+        for layer in layers:
+            A_ri = torch.randn(RANK, layer.in_features, generator=draw) / layer.in_features**0.5
+            deltas[layer.name] = LowRank(A_ri, 0.01 * torch.randn(layer.out_features, RANK, generator=draw))
+        experts.append(Expert(family, Adapter.of(layers, deltas), rows(family, "train", int(count), SEED)))
+    began = time.perf_counter()
+    made = merged(plan(MergingConfig(rule="sst"), loaded, experts))
+    assert len(made.adapter.deltas) == len(layers)
+    cuda = device == "cuda"
+    return {
+        "seconds": time.perf_counter() - began,
+        "peak": torch.cuda.max_memory_allocated() if cuda else peak_rss(),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "layers": len(layers),
+        "device": torch.cuda.get_device_name() if cuda else device,
+    }
+
+
 def main(arguments: Sequence[str]) -> None:
     """One role of this file, its answer as JSON."""
     roles: dict[str, Callable[..., dict[str, Any]]] = {
@@ -289,6 +378,7 @@ def main(arguments: Sequence[str]) -> None:
         "files": files,
         "gram": gram,
         "fisher": fisher,
+        "end_to_end": end_to_end,
     }
     print(json.dumps(roles[arguments[0]](*arguments[1:])))
 
