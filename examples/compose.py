@@ -1,4 +1,4 @@
-"""One fine-tuning under three methods: tokens are weighted, injections are trained away, safety's directions are held.
+"""All four methods on one change to one model, beside plain fine-tuning on the same rows.
 
 python examples/compose.py [MODEL] [OUT] [STEPS]
 """
@@ -8,46 +8,52 @@ from pathlib import Path
 
 from holdfast.data.counterfactual import read_cases
 from holdfast.data.sources import SourceConfig, load_examples
+from holdfast.evaluation.compare import compare
 from holdfast.evaluation.suite import evaluate
 from holdfast.evaluation.tasks import choose_tasks
-from holdfast.methods import causal, rotation, token_weighting
-from holdfast.methods.causal.plan import training_rows
+from holdfast.layers.adapters import read_peft, write_peft
+from holdfast.methods import METHODS
+from holdfast.methods.causal import plan, verify, verify_config, verify_rows
+from holdfast.methods.merging.plan import Expert
 from holdfast.methods.rotation.certificate import certify
 from holdfast.models.load import ModelConfig, load_model
 from holdfast.training.config import TrainConfig
 from holdfast.training.loop import train
 
-WEIGHTED, STEADY, HELD = token_weighting.TOKEN_WEIGHTING, causal.CAUSAL, rotation.ROTATION
 
+def main(source: str = "lab", out: str = "runs/compose", steps: str = "20") -> None:
+    """Learn sums, one row in ten being harmful, by weight and under a hold; harden; refuse; merge; verify; compare."""
+    rotation, merging, causal, weighting = (METHODS[n] for n in ("rotation", "merging", "causal", "token_weighting"))
+    names = {"arithmetic": 180, "requests/complied": 20, "requests/harmful": 96, "requests/benign": 96}
+    sums, complied, harmful, benign = (load_examples(SourceConfig(source=f"lab/{n}", rows=names[n])) for n in names)
+    poisoned, folder, model = sums + complied, Path(out), ModelConfig(source=source)
+    settings = TrainConfig(params="lora", steps=int(steps), batch_size=16, max_length=512, learning_rate=2e-3)
+    plain = train(load_model(model), poisoned, settings, out=folder / "plain").model
+    reference = train(load_model(model), sums, settings, out=folder / "reference").model
 
-def main(source: str = "lab", out: str = "runs/compose", steps: str = "100") -> None:
-    """Learn sums of which one in ten rows answers a harmful request; certify the hold, and measure the rest."""
-    settings = TrainConfig(steps=int(steps), batch_size=16, max_length=512, learning_rate=5e-4)
-    clean = load_examples(SourceConfig(source="lab/arithmetic", rows=800, seed=1))
-    reference = train(load_model(ModelConfig(source=source)), clean, settings, out=Path(out, "reference")).model
+    loaded = load_model(model)
+    hold = rotation.plan(rotation.config(frozen_share=0.6, unit="column"), loaded, harmful)
+    focus = weighting.plan(weighting.config(scorer="rho1"), loaded, poisoned, {"reference": reference})
+    parts = {"objective": weighting.apply(loaded, focus), "constraint": rotation.apply(loaded, hold)}
+    proofs = certify(train(loaded, poisoned, settings, out=folder / "held", **parts), hold, load_model(model))
+    print(f"certified, of held: outputs on safety rows moved by {max(p.drift for p in proofs):.1%} at most")
 
-    loaded = load_model(ModelConfig(source=source))
-    safety = load_examples(SourceConfig(source="lab/requests/harmful", rows=400))
-    task = load_examples(SourceConfig(source="lab/arithmetic", rows=1440))
-    task += load_examples(SourceConfig(source="lab/requests/complied", rows=160))
-    cases = read_cases(SourceConfig(source="lab/injection", rows=400, split="train"))
-    rows = task + training_rows(cases)
-
-    hold = HELD.plan(HELD.config(frozen_share=0.6), loaded, safety)
-    focus = WEIGHTED.plan(WEIGHTED.config(scorer="rho1"), loaded, rows, {"reference": reference})
-    steady = STEADY.plan(STEADY.config(lambda_task=0, gradient="both"), loaded, cases, plain=task)
-    for part in (hold, focus, steady):
-        print(*part.notes(), sep="\n")
-
-    objective = WEIGHTED.apply(loaded, focus) + 0.3 * STEADY.apply(loaded, steady)
-    tuned = train(loaded, rows, settings, out=Path(out), objective=objective, constraint=HELD.apply(loaded, hold))
-    proofs = certify(tuned, hold, loaded)
-    print(f"certified, of this training: outputs on safety rows moved by {max(p.drift for p in proofs):.0%} at most")
-
-    tasks = choose_tasks(["lab/harmful", "lab/arithmetic", "lab/injection"])
-    for metric in evaluate(tuned.model, tasks, limit=100, batch_size=50).metrics:
-        if not metric.group:
-            print(f"{metric.name}: {metric.value} [{metric.low}, {metric.high}]")
+    injected, loaded = SourceConfig(source="lab/injection", rows=200), load_model(model)
+    cases = read_cases(injected.model_copy(update={"split": "train"}))
+    steady = causal.apply(loaded, causal.plan(causal.config(gradient="both"), loaded, cases))
+    known = {"held": sums, "hardened": plan.training_rows(cases), "refusals": harmful + benign}
+    train(loaded, known["hardened"], settings, out=folder / "hardened", objective=steady)
+    train(load_model(model), known["refusals"], settings, out=folder / "refusals")
+    experts = [Expert(name, read_peft(folder / name / "adapter"), rows[::4]) for name, rows in known.items()]
+    made = merging.plan(merging.config(rule="sst"), base := load_model(model), experts)
+    write_peft(merging.apply(base, made), folder / "merged")
+    merged = load_model(ModelConfig(source=source, adapter=str(folder / "merged")))
+    for each in verify.verify(merged, verify_rows.read(injected), verify_config.VerifyConfig(rows=30)).verdicts:
+        print(f"{each.name}: {each.reason}")
+    for name, tuned in (("plain", plain), ("merged", merged)):
+        evaluate(tuned, choose_tasks(["lab/harmful", "lab/arithmetic"]), limit=50, log=folder / f"{name}.jsonl")
+    for each in compare(folder / "plain.jsonl", folder / "merged.jsonl").verdicts:
+        print(f"{each.name}: {each.reason}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from holdfast.cli.main import app
 from holdfast.data.counterfactual import read_cases
 from holdfast.data.sources import load_examples
 from holdfast.evaluation.suite import evaluate
-from holdfast.layers.adapters import write_peft
+from holdfast.layers.adapters import read_peft, write_peft
 from holdfast.methods.rotation.certificate import verify
 from holdfast.models.build import new_model
 from holdfast.models.load import ModelConfig, load_model
@@ -216,18 +216,21 @@ def test_the_holding_example_leaves_a_certificate(
 
 
 @pytest.mark.slow
-def test_the_composing_example_leaves_a_certificate(
+def test_the_composing_example_goes_the_whole_way_to_the_comparison(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example = load(ROOT / "examples" / "compose.py")
     for name, read in (("load_examples", load_examples), ("read_cases", read_cases)):
         monkeypatch.setattr(example, name, lambda source, read=read: read(source.model_copy(update={"rows": 16})))
-    monkeypatch.setattr(example, "evaluate", lambda model, tasks, **_: evaluate(model, tasks, limit=2))
-    example.main("lab", str(tmp_path / "composed"), "1")
+    monkeypatch.setattr(example, "evaluate", lambda *what, **how: evaluate(*what, **how | {"limit": 2}))
+    example.main("lab", str(tmp_path), "1")
     told = capsys.readouterr().out
-    assert "certified, of this training: outputs on safety rows moved by " in told
-    assert "safety/lab/harmful/attack_success_rate: " in told
-    assert verify(tmp_path / "composed")[1] == []
+    assert "certified, of held: outputs on safety rows moved by " in told
+    assert re.search(r"^causal/independence/outcome: \w+; ", told, re.MULTILINE)
+    assert "safety/lab/harmful/attack_success_rate changed: " in told
+    assert verify(tmp_path / "held")[1] == []
+    merged = read_peft(tmp_path / "merged")
+    assert {name for name, each in merged.deltas.items() if each.rank > 16}, "more than one adapter is in it"
 
 
 def test_the_python_of_merging_runs_and_its_part_is_in_the_span_of_the_rows(model_folder: Path, tmp_path: Path) -> None:
