@@ -217,6 +217,12 @@ def test_a_dial_has_the_mean_over_seeds_and_every_seed() -> None:
     assert dial.rows[0][:3] == ("average", "0.3, 0.3, 1", "51.0 % at 0.1, 61.0 % at 0.3, 71.0 % at 1")
 
 
+def test_settings_that_were_chosen_with_the_weight_stand_beside_it() -> None:
+    step = made.merged("sst", 0)
+    step = step.model_copy(update={"metrics": (*step.metrics, Metric(name="merging/k", value=8.0, n=6))})
+    assert panel(record([step])).dials[0].rows[0][:2] == ("sst", "0.3 (k 8)")
+
+
 def test_dials_of_repair_stand_alone_and_are_not_folded_without_a_front() -> None:
     step = made.merged("scale", 0).model_copy(
         update={"do": "repair", "metrics": (Metric(name="repair/dial", value=1.0, n=3),)}

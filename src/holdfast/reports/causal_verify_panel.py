@@ -16,6 +16,7 @@ POWER, INDEPENDENCE, GRAPH = "power/", "causal/independence/", "causal/graph/"
 VARIABLES = {"S": "task", "U": "injected instruction", "R": "representation", "O": "outcome"}
 FIGURES = {
     "causal/attack_success": "Attack success",
+    "causal/attack_success/all": "Attack success, counted over all answers",
     "causal/eps/outcome": "eps_causal, outcomes",
     "causal/eps/outcome/worst": "eps_causal, outcomes, worst attack",
     "causal/eps/token": "eps_causal, tokens",

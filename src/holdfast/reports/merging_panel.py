@@ -18,6 +18,8 @@ from holdfast.reports.table_panel import TablePanel
 from holdfast.reports.view import Figure
 
 TRIED = "tried/"
+SETTINGS = {f"merging/{key}": key for key in ("k", "tau", "damping")}
+"""Metrics of what was chosen with the weight, and their keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,16 @@ def _taken(step: StepRecord) -> float | None:
 
 
 def _taken_words(steps: Iterable[StepRecord]) -> str:
-    """E.g. ``0.3`` or, where seeds differ, ``0.3, 1, 0.3``."""
-    values = [f"{value:g}" for step in steps if (value := _taken(step)) is not None]
+    """E.g. ``0.3`` or, where seeds differ, ``0.3, 1, 0.3``; settings that were chosen too: ``0.3 (k 8)``."""
+    values = [f"{value:g}{_settings(step)}" for step in steps if (value := _taken(step)) is not None]
     return (values[0] if len(set(values)) == 1 else ", ".join(values)) if values else DASH
+
+
+def _settings(step: StepRecord) -> str:
+    told = ", ".join(
+        f"{SETTINGS[m.name]} {m.value:g}" for m in step.metrics if m.name in SETTINGS and m.value is not None
+    )
+    return f" ({told})" if told else ""
 
 
 def _front(step: StepRecord, rules: Sequence[Rule]) -> Multiples:
