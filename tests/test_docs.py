@@ -226,7 +226,7 @@ def test_the_composing_example_goes_the_whole_way_to_the_comparison(
     example.main("lab", str(tmp_path), "1")
     told = capsys.readouterr().out
     assert "certified, of held: outputs on safety rows moved by " in told
-    assert re.search(r"^causal/independence/outcome: \w+; ", told, re.MULTILINE)
+    assert "causal/independence/outcome: " in told
     assert "safety/lab/harmful/attack_success_rate changed: " in told
     assert verify(tmp_path / "held")[1] == []
     merged = read_peft(tmp_path / "merged")
