@@ -23,8 +23,9 @@ def null() -> Null:
     return Null(scale, torch.zeros(3), 0.9, 0.1, maths.effective_rank(drawn(1), scale))
 
 
-def looked(benign: Tensor, attacked: Tensor, obeyed: Tensor) -> None:
-    check("layers.1.mlp_input/prompt", health(benign, attacked, obeyed, null(), CausalConfig()), null(), N)
+def looked(benign: Tensor, attacked: Tensor, obeyed: Tensor, config: CausalConfig | None = None) -> None:
+    found = health(benign, attacked, obeyed, null(), config or CausalConfig())
+    check("layers.1.mlp_input/prompt", found, null(), N)
 
 
 def test_normal_representations_pass() -> None:
@@ -52,6 +53,11 @@ def test_one_bit_with_a_little_noise_trips_the_gate() -> None:
 def test_opposite_vectors_trip_the_gate_at_the_floor() -> None:
     with pytest.raises(NumericsError, match=r"100\.0% of the floor.*opposite vectors"):
         looked(drawn(2), drawn(2), -drawn(2))
+
+
+def test_views_that_are_alike_are_not_opposite_whatever_invariance_weighs() -> None:
+    near = drawn(2) + 0.01 * drawn(3)
+    looked(drawn(2), near, near + 0.3 * drawn(4), CausalConfig(lambda_causal=1.0, lambda_spurious=0.01))
 
 
 def test_a_window_is_looked_at_when_it_is_whole() -> None:

@@ -44,7 +44,7 @@ def health(benign_nd: Tensor, attacked_nd: Tensor, obeyed_nd: Tensor, null: Null
     positive, negative = (
         float(cosine_similarity(attacked_nd, other_nd, dim=-1).double().mean()) for other_nd in (benign_nd, obeyed_nd)
     )
-    weights = config.lambda_causal, config.lambda_spurious, config.temperature
+    weights = config.lambda_spurious, config.lambda_spurious, config.temperature  # both cosines are of ``separation``
     return Health(
         rank=maths.effective_rank(attacked_nd, null.scale_d),
         variance=maths.variance_left(attacked_nd, null.scale_d),
