@@ -167,7 +167,7 @@ def test_the_record_has_the_spectrum_the_choice_and_the_base(tmp_path: Path) -> 
         assert each["values"] == sorted(each["values"], reverse=True)
         assert 0 <= each["stability"] <= 1
         assert each["k"] == 1
-    assert record["selection"]["taken"] == {"value": 0.3, "safety": 0.8, "utility": 0.9}
+    assert record["selection"]["taken"] == {"value": 0.3, "settings": {}, "safety": 0.8, "utility": 0.9}
     assert record["selection"]["rule"].startswith("most safety")
     assert json.loads((tmp_path / "a" / BASE_FILE).read_text()) == {"base": loaded.source, "weights_sha256": "0a1b"}
     with pytest.raises(AdapterError, match="the SHA-256 of the weights differs"):
