@@ -7,6 +7,7 @@ import pytest
 from tests.training.helpers import examples
 from tests.zoo import tiny
 
+from holdfast.core.sizes import ROW_TOKENS
 from holdfast.layers.address import LayerMap
 from holdfast.methods.rotation import plan
 from holdfast.methods.rotation.config import RotationConfig
@@ -49,4 +50,4 @@ def test_the_memory_of_a_basis_is_that_of_the_widest_block() -> None:
     narrow, wide = 4 * 32**2, 4 * 64**2
     assert planning.moments_bytes(layers.layers) == 2 * (3 * narrow + wide) + 9 * wide
     assert planning.moments_bytes(layers.select("layers.1.q_proj").layers, halves=1) == 10 * narrow
-    assert planning.hidden_bytes([3, None, 5], 32, 4) == 8 * planning.ROW_TOKENS * 32 * 4
+    assert planning.hidden_bytes([3, None, 5], 32, 4) == 8 * ROW_TOKENS * 32 * 4

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say
+from holdfast.cli.output import INTERRUPTED, AsJson, Ticker, print_json, print_table, say
 from holdfast.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def run_step(document: dict[str, Any], out: Path | None) -> RunRecord:
             record = run_recipe(recipe, out, Choice(resume=True), progress=Ticker())
         except KeyboardInterrupt:
             say("holdfast: stopped with Ctrl-C. The same command goes on after the tasks that are finished.")
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
         build_report(record, out)
         return record
     with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:

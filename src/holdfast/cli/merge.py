@@ -12,7 +12,7 @@ import typer
 
 from holdfast.cli.dial import DIAL, sweep_values, weights_of
 from holdfast.cli.merge_plan import print_plan
-from holdfast.cli.output import AsJson, Ticker, print_json, print_table, say
+from holdfast.cli.output import INTERRUPTED, AsJson, Ticker, print_json, print_table, say
 from holdfast.core.errors import ConfigError
 from holdfast.core.wording import counted
 
@@ -107,7 +107,7 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
         made, notes = _make(configs, jobs, loaded, experts)
     except KeyboardInterrupt:
         _say_stopped(jobs)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     _print_made(made, notes, as_json)
 
 

@@ -14,6 +14,8 @@ import typer
 from holdfast.core.errors import ConfigError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C stopped, as shells have it."""
 LINE_EVERY = 10.0
 """Seconds between lines of progress where standard error is not a terminal."""
 

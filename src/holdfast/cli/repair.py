@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holdfast.cli.output import AsJson, Ticker, print_json, print_table, refuse_existing, say, size
+from holdfast.cli.output import INTERRUPTED, AsJson, Ticker, print_json, print_table, refuse_existing, say, size
 from holdfast.core.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _run(document: dict[str, Any], folder: Path) -> StepRecord:
         return run_recipe(recipe, folder, progress=progress).steps[-1]
     except KeyboardInterrupt:
         say("holdfast: stopped with Ctrl-C. Nothing was written.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _print_plan(document: dict[str, Any], names: dict[str, str], as_json: bool) -> None:

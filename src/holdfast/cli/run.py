@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli.output import Ticker, print_json, print_table, say, size
+from holdfast.cli.output import INTERRUPTED, Ticker, print_json, print_table, say, size
 from holdfast.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
         words += ["--only", only] if only else ["--from", _stopped_at(folder, start_from)] if start_from else []
         again = shlex.join(["holdfast", "run", *words, "--resume"])
         processes.say_last(lambda: say(f"holdfast: stopped with Ctrl-C. Go on with: {again}"))
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     if processes.is_main():
         from holdfast.reports.build import build_report
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from holdfast.core.errors import DataError
+from holdfast.core.sizes import PLANNING_ROWS, ROW_TOKENS
 from holdfast.recipes.causal_step import CausalStep
 from holdfast.recipes.checks import PROBED, Checks
-from holdfast.recipes.plan_needs import PLANNING_ROWS, PlanNeeds
-from holdfast.recipes.planning import ROW_TOKENS
+from holdfast.recipes.plan_needs import PlanNeeds
 from holdfast.recipes.train_step import TrainStep
 
 if TYPE_CHECKING:

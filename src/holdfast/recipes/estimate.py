@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.config import report
-from holdfast.core.sizes import GRADIENT_ROWS
+from holdfast.core.sizes import FLOAT_BYTES, GRADIENT_ROWS, ROW_TOKENS, VERIFY_ROWS
 from holdfast.evaluation.judges.config import build_judge
 from holdfast.evaluation.tasks import TaskConfig
 from holdfast.recipes import planning, token_weighting_needs
@@ -21,7 +21,6 @@ from holdfast.recipes.checks import Checks, count_rows
 from holdfast.recipes.fields import bytes_of
 from holdfast.recipes.merge_needs import VALIDATION, merge_needs, repair_needs
 from holdfast.recipes.merge_step import MergeStep
-from holdfast.recipes.planning import FLOAT_BYTES
 from holdfast.recipes.repair_step import RepairStep
 from holdfast.recipes.schema import BasisStep, EvaluateStep, ImportanceStep, MaskStep, Recipe
 from holdfast.recipes.token_weighting_step import TokenWeightingStep
@@ -37,8 +36,6 @@ RUNTIME_BYTES = 500_000_000
 """Python with torch and transformers, before any model."""
 CONTEXT = 1024
 """Tokens a prompt and its answer are taken to have, for the key-value cache."""
-VERIFY_BATCH = 16
-"""Prompts that a verification decodes together."""
 LOG_BYTES = 2000
 """One answer in the log."""
 
@@ -196,7 +193,7 @@ def _importance_needs(checks: Checks, step_id: str, step: ImportanceStep) -> Ste
         memory = model.weight_bytes + (planning.moments_bytes(layers, 1) + _hidden_bytes(model, rows) if rows else 0)
     else:
         weights = 1 if step.importance == "taylor" else 0
-        passes = model.training_bytes(tokens=GRADIENT_ROWS * planning.ROW_TOKENS, adapter=0)
+        passes = model.training_bytes(tokens=GRADIENT_ROWS * ROW_TOKENS, adapter=0)
         memory = passes + (planning.HALVES * (2 if rows else 1) + weights) * scores
     disk = (planning.HALVES + bool(rows)) * scores
     return StepNeeds(step_id, step.do, model.parameters, 0, rows, RUNTIME_BYTES + memory, disk)
@@ -331,7 +328,7 @@ def _verify_needs(checks: Checks, step_id: str, step: VerifyStep) -> StepNeeds |
     if model is None or before is None:
         return None
     weights = model.weight_bytes + (0 if step.against is None else before.weight_bytes)
-    memory = RUNTIME_BYTES + weights + _cache_bytes(model, VERIFY_BATCH)
+    memory = RUNTIME_BYTES + weights + _cache_bytes(model, VERIFY_ROWS)
     return StepNeeds(step_id, step.do, model.parameters, 0, rows, memory, 0)
 
 

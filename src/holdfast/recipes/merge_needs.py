@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.core.sizes import GRADIENT_ROWS
+from holdfast.core.sizes import GRADIENT_ROWS, ROW_TOKENS
 from holdfast.data.sources import SourceConfig
 from holdfast.evaluation.judges.config import build_judge
 from holdfast.recipes.adapter_shapes import adapter_shapes, repaired_shapes, together
@@ -106,7 +106,7 @@ def base_of(model: Description) -> Any:
     """The base as the cost of a merge wants it."""
     import torch
 
-    from holdfast.methods.merging.cost import ROW_TOKENS, Base
+    from holdfast.methods.merging.cost import Base
 
     passes = model.training_bytes(tokens=GRADIENT_ROWS * ROW_TOKENS, adapter=0)
     return Base(model.parameters, model.weight_bytes, passes, "cuda" if torch.cuda.is_available() else "cpu")

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from holdfast.models.describe import Description
 
-PLANNING_ROWS = 8
-"""Rows of one forward while planning."""
-
 
 @dataclass(frozen=True, slots=True)
 class PlanNeeds:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from holdfast.core.sizes import FLOAT_BYTES, ROW_TOKENS
+
 if TYPE_CHECKING:
     from holdfast.layers.address import Layer
     from holdfast.methods.rotation.config import ImportanceConfig, MaskConfig
 
-FLOAT_BYTES = 4
 EIGENVECTORS = 9
 """What computing the eigenvectors of a moment takes beside its halves, in sizes of it: the whole, and in float64 the
 matrix, its eigenvectors and LAPACK's workspace of two."""
 HALVES = 2
-ROW_TOKENS = 256
-"""Tokens a safety row is taken to have."""
 
 
 def hidden_bytes(rows: Iterable[int | None], hidden: int, width: int) -> int:

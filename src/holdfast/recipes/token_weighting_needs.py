@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import DataError
+from holdfast.core.sizes import FLOAT_BYTES, PLANNING_ROWS, ROW_TOKENS
 from holdfast.recipes.checks import PROBED, Checks, characters
-from holdfast.recipes.plan_needs import PLANNING_ROWS, PlanNeeds
-from holdfast.recipes.planning import ROW_TOKENS
+from holdfast.recipes.plan_needs import PlanNeeds
 from holdfast.recipes.token_weighting_step import READ, TokenWeightingStep
 from holdfast.recipes.train_step import TrainStep
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from holdfast.models.describe import Description
     from holdfast.recipes.schema import Recipe
 
-FLOAT_BYTES = 4
 LOGITS = 3
 """Logits of a forward in 32 bits: themselves, their log-softmax, and a copy of the learnt ones."""
 TOKEN_BYTES = 4

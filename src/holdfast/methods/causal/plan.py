@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from holdfast.core.errors import DataError, NumericsError
+from holdfast.core.sizes import PLANNING_ROWS
 from holdfast.curvature.passes import digest
 from holdfast.data.batches import Encoded, Rows
 from holdfast.data.counterfactual import Counterfactual
@@ -26,7 +27,6 @@ from holdfast.models.load import LoadedModel
 
 WINDOW = 64
 """Cases that the gates look at together, at most."""
-BATCH = 8
 """Rows of one forward while planning."""
 
 
@@ -129,7 +129,7 @@ def plan(
     window = min(WINDOW, looked_at)
     pairs = _partners(encoded, range(looked_at), looked_at, 1, config.seed)
     found = {
-        view: represent(loaded, [encoded.views[view][n] for n in range(looked_at)], layers, config.kinds, BATCH)
+        view: represent(loaded, [encoded.views[view][n] for n in range(looked_at)], layers, config.kinds, PLANNING_ROWS)
         for view in ("benign", "attacked", "obeyed")
     }
     return CausalPlan(
@@ -207,7 +207,7 @@ def _start(loaded: LoadedModel, cases: Cases) -> Tensor:
     columns = []
     for view in ("attacked", "payload"):
         rows = [cases.views[view][n] for n in range(len(cases))]
-        columns.append(torch.tensor([total for total, _ in log_likelihoods(loaded, rows, BATCH)]))
+        columns.append(torch.tensor([total for total, _ in log_likelihoods(loaded, rows, PLANNING_ROWS)]))
     return torch.stack(columns, dim=1)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from holdfast.core.errors import NumericsError
+from holdfast.core.sizes import VERIFY_ROWS
 from holdfast.data.counterfactual import Counterfactual
 from holdfast.data.examples import Example
 from holdfast.evaluation.judges import Sample
@@ -19,7 +20,6 @@ from holdfast.methods.causal.verify_rows import Swaps
 from holdfast.models.generate import generate
 from holdfast.models.load import LoadedModel
 
-BATCH = 16
 MORE_TOKENS = 16
 """An answer may be this much longer than the longest that is wanted."""
 Say = Callable[[str, int, int], None]
@@ -70,7 +70,7 @@ def look(
     kinds = kinds_of(cases)
     chosen = choose_layers(LayerMap.of(loaded.model), layers)
     apart = answer_variation(loaded, cases)
-    views = see(loaded, cases, layers, kinds, BATCH)
+    views = see(loaded, cases, layers, kinds, VERIFY_ROWS)
     for name, R_nd in views["benign"].items():
         if not bool((R_nd != R_nd[0]).any()):
             raise NumericsError(
@@ -79,7 +79,7 @@ def look(
             )
 
     def of(rows: Sequence[Example], where: Sequence[Kind]) -> Representation:
-        return represent(loaded, [loaded.chat.training(row) for row in rows], chosen, where, BATCH)
+        return represent(loaded, [loaded.chat.training(row) for row in rows], chosen, where, VERIFY_ROWS)
 
     first, second = (of([case.attacked() for case in side], kinds) for side in swaps.swapped)
     place = {case.id: number for number, case in enumerate(cases)}
@@ -111,6 +111,6 @@ def answered(loaded: LoadedModel, rows: Sequence[Example], say: Say, what: str) 
         say(what, done, len(rows))
 
     prompts = [loaded.chat.prompt(row.messages, id=row.id) for row in rows]
-    made = generate(loaded, prompts, max_new_tokens=longest + MORE_TOKENS, batch_size=BATCH, progress=progress)
+    made = generate(loaded, prompts, max_new_tokens=longest + MORE_TOKENS, batch_size=VERIFY_ROWS, progress=progress)
     samples = [Sample(row, loaded.chat.said(each.text), each.finish) for row, each in zip(rows, made, strict=True)]
     return [score.outcome for score in INJECTION.judge(samples)]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from holdfast.core.sizes import DOUBLE_BYTES, FLOAT_BYTES, ROW_TOKENS
 from holdfast.layers.adapters import Adapter
 from holdfast.methods.merging.config import WITH_ROWS, MergingConfig
 from holdfast.methods.merging.evidence import HELD_BYTES, gradient_bytes
 from holdfast.methods.merging.maths import COLUMNS
 from holdfast.methods.merging.rules import RULES
 
-FLOAT, DOUBLE = 4, 8
-ROW_TOKENS = 256
 """Tokens a row is taken to have."""
 FLOPS = {"cpu": 2e10, "cuda": 1e13}
 """Products and sums a second, of two cores and of one GPU: enough to tell seconds from hours."""
@@ -103,7 +102,7 @@ def cost(config: MergingConfig, shapes: Mapping[str, Shape], rows: Sequence[int]
     spaces = sum(shape.out_features * shape.core[0] + shape.in_features * shape.core[1] for shape in layers)
     cores = sum(len(shape.ranks) * shape.coordinates for shape in layers) if counts else 0
     evidence, scratch = _evidence_bytes(config, layers, counts)
-    held = FLOAT * (given + spaces + made + cores) + evidence
+    held = FLOAT_BYTES * (given + spaces + made + cores) + evidence
     working = max((_working_bytes(config, shape, counts, mapped=scratch > 0) for shape in layers), default=0)
     looking, flops = 0, float(sum(_flops(config, shape, counts) for shape in layers))
     if base is not None:
@@ -111,7 +110,7 @@ def cost(config: MergingConfig, shapes: Mapping[str, Shape], rows: Sequence[int]
         looking = changed + (base.pass_bytes if counts else base.weight_bytes)
         flops += 6 * base.parameters * ROW_TOKENS * sum(counts)
     seconds = flops / FLOPS[base.device if base else "cpu"] + LAYER_SECONDS * len(layers)
-    return Cost(held + working + looking, FLOAT * made, scratch, seconds)
+    return Cost(held + working + looking, FLOAT_BYTES * made, scratch, seconds)
 
 
 def result_rank(config: MergingConfig, shape: Shape) -> int:
@@ -126,7 +125,7 @@ def _evidence_bytes(config: MergingConfig, layers: Sequence[Shape], counts: Sequ
     if not counts:
         return 0, 0
     if config.factored:
-        return FLOAT * len(counts) * sum(p * p + q * q for p, q in (shape.core for shape in layers)), 0
+        return FLOAT_BYTES * len(counts) * sum(p * p + q * q for p, q in (shape.core for shape in layers)), 0
     coordinates = sum(shape.coordinates for shape in layers)
     parts = sum(_parts_bytes(config, shape, counts[-1]) for shape in layers)
     gradients = gradient_bytes(sum(counts), coordinates)
@@ -137,11 +136,11 @@ def _parts_bytes(config: MergingConfig, shape: Shape, rows: int) -> int:
     """What a rule finds in a layer's evidence once for every weight."""
     (p, q), d = shape.core, shape.coordinates
     if config.rule == "sst_projection":
-        return DOUBLE * d
+        return DOUBLE_BYTES * d
     if config.rule != "alignguard":
         return 0
     task = d - ((min(rows, d) + 1) // 2 if config.k is None else config.k)
-    return DOUBLE * (d * d + task * task + p * p + q * q)
+    return DOUBLE_BYTES * (d * d + task * task + p * p + q * q)
 
 
 def _working_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int], *, mapped: bool) -> int:
@@ -153,20 +152,24 @@ def _working_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int], *
 def _solving_bytes(config: MergingConfig, shape: Shape, counts: Sequence[int]) -> int:
     (p, q), d, n = shape.core, shape.coordinates, sum(counts)
     if config.rule in RULES:
-        return 3 * FLOAT * shape.entries if RULES[config.rule].space == "dense" else 4 * DOUBLE * d * len(shape.ranks)
+        return (
+            3 * FLOAT_BYTES * shape.entries
+            if RULES[config.rule].space == "dense"
+            else 4 * DOUBLE_BYTES * d * len(shape.ranks)
+        )
     if config.factored:
-        return DOUBLE * 8 * (d + len(counts) * (p * p + q * q))
+        return DOUBLE_BYTES * 8 * (d + len(counts) * (p * p + q * q))
     if config.rule in ("alignguard", "sst_projection"):
-        return DOUBLE * (10 * d * d + n * d)
+        return DOUBLE_BYTES * (10 * d * d + n * d)
     some = min(d, max(COLUMNS, q))
     if config.rule == "sst" and config.fisher == "block":
-        return DOUBLE * (3 * n * some + 3 * some * q + 4 * len(counts) * d)
+        return DOUBLE_BYTES * (3 * n * some + 3 * some * q + 4 * len(counts) * d)
     if _in_span(config, d, n):
-        return DOUBLE * (6 * n * n + 2 * n * some + 4 * d)
+        return DOUBLE_BYTES * (6 * n * n + 2 * n * some + 4 * d)
     if config.rule == "sst" and config.fisher == "full":
         count = len(counts)
-        return DOUBLE * (max(2 * count, count + 4) * d * d + max(counts) * d)
-    return 2 * DOUBLE * (max(counts) + 3 * len(counts)) * d
+        return DOUBLE_BYTES * (max(2 * count, count + 4) * d * d + max(counts) * d)
+    return 2 * DOUBLE_BYTES * (max(counts) + 3 * len(counts)) * d
 
 
 def _in_span(config: MergingConfig, d: int, n: int) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from holdfast.core.sizes import DOUBLE_BYTES, FLOAT_BYTES, ROW_TOKENS
 from holdfast.methods.merging.config import MergingConfig
-from holdfast.methods.merging.cost import DOUBLE, FLOAT, FLOPS, LAYER_SECONDS, ROW_TOKENS, Base, Cost, Shape, cost
+from holdfast.methods.merging.cost import FLOPS, LAYER_SECONDS, Base, Cost, Shape, cost
 from holdfast.methods.merging.repair_config import WITH_ROWS, RepairConfig, RepairMethod
 
 Shapes = Mapping[str, tuple[int, int, int]]
@@ -44,11 +45,11 @@ def repair_cost(
     """
     chosen = {name: shapes[name] for name in names}
     made = {n: repaired_rank(config, *shape) if n in chosen else shape[2] for n, shape in shapes.items()}
-    disk = FLOAT * sum(made[n] * (o + i) for n, (o, i, _) in shapes.items())
+    disk = FLOAT_BYTES * sum(made[n] * (o + i) for n, (o, i, _) in shapes.items())
     if config.method == "repair":
         found = _compromise(config, chosen, rows, base)
     else:
-        given = FLOAT * sum(rank * (o + i) for o, i, rank in shapes.values())
+        given = FLOAT_BYTES * sum(rank * (o + i) for o, i, rank in shapes.values())
         found = _rival(config, chosen, rows, base, given + disk)
     return Cost(found.memory_bytes + models * base.weight_bytes, disk, found.scratch_bytes, found.seconds)
 
@@ -63,10 +64,10 @@ def _rival(config: RepairConfig, chosen: Shapes, rows: Sequence[int], base: Base
     """Beside the bytes of both adapters: matrices as large as the weights, and the passes over rows."""
     counts = [min(count, config.samples or count) for count in rows] if config.method in WITH_ROWS else []
     entries, matrices = [o * i for o, i, _ in chosen.values()], DENSE.get(config.method, 0)
-    held = FLOAT * matrices * sum(entries)
+    held = FLOAT_BYTES * matrices * sum(entries)
     if config.method == "irr":
-        held += FLOAT * sum(i * i for _, i, _ in chosen.values())
-    working = DOUBLE * WORKING * max(entries, default=0) if matrices else 0
+        held += FLOAT_BYTES * sum(i * i for _, i, _ in chosen.values())
+    working = DOUBLE_BYTES * WORKING * max(entries, default=0) if matrices else 0
     flops = DECOMPOSED * sum(o * i * min(o, i) for o, i, _ in chosen.values()) if matrices else 0.0
     flops += 6.0 * base.parameters * ROW_TOKENS * sum(counts)
     looking = base.pass_bytes if counts else base.weight_bytes

@@ -11,9 +11,10 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from holdfast.core.errors import DataError
+from holdfast.core.sizes import PLANNING_ROWS
 from holdfast.methods.token_weighting import scorers
 from holdfast.methods.token_weighting.plan import LOOKED_AT, TokenWeightingPlan
-from holdfast.methods.token_weighting.reference import BATCH, look
+from holdfast.methods.token_weighting.reference import look
 
 if TYPE_CHECKING:
     from holdfast.data.batches import Encoded
@@ -92,7 +93,10 @@ def _scores(
         weight_n = torch.cat([made.row(number) for number in known]).float()
         return weight_n, weight_n
     base = made.config.base
-    parts = [look(loaded, rows[at : at + BATCH], entropies=base == "entropy") for at in range(0, len(rows), BATCH)]
+    parts = [
+        look(loaded, rows[at : at + PLANNING_ROWS], entropies=base == "entropy")
+        for at in range(0, len(rows), PLANNING_ROWS)
+    ]
     seen = scorers.Seen(
         torch.cat([loss for loss, _ in parts]),
         torch.cat([made.row(number) for number in known]).float() if len(made.values_n) else None,

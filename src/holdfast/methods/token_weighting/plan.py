@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError, did_you_mean
+from holdfast.core.sizes import PLANNING_ROWS
 from holdfast.curvature.passes import digest
 from holdfast.data.batches import Encoded, Rows
 from holdfast.methods.token_weighting import scorers
@@ -24,7 +25,6 @@ from holdfast.methods.token_weighting.config import TokenWeightingConfig
 from holdfast.methods.token_weighting.gates import check_numbers
 from holdfast.methods.token_weighting.maths import contrast, excess, summary
 from holdfast.methods.token_weighting.reference import (
-    BATCH,
     cache_name,
     check_vocabulary,
     learnt_tokens,
@@ -352,7 +352,8 @@ def _before_training(
     """How the weights of the first rows are spread before training, and of how many tokens they are."""
     first = [rows[n] for n in range(min(LOOKED_AT, len(rows)))]
     looks = [
-        look(loaded, first[at : at + BATCH], entropies=config.base == "entropy") for at in range(0, len(first), BATCH)
+        look(loaded, first[at : at + PLANNING_ROWS], entropies=config.base == "entropy")
+        for at in range(0, len(first), PLANNING_ROWS)
     ]
     loss_n = torch.cat([loss for loss, _ in looks])
     entropies = [entropy for _, entropy in looks if entropy is not None]

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from holdfast.core.errors import ConfigError, DataError, NumericsError
 from holdfast.core.files import write_atomically
+from holdfast.core.sizes import PLANNING_ROWS
 from holdfast.curvature.passes import at_least_float32, digest, full_precision, untouched
 from holdfast.data.batches import IGNORE, Encoded, Rows, collate
 from holdfast.methods.token_weighting import maths
@@ -30,7 +31,6 @@ from holdfast.models.load import LoadedModel
 from holdfast.training.objective import logits_at, targets_of
 
 HEADER, LOSSES = "cache.json", "losses.f16"
-BATCH = 8
 """Rows of one forward."""
 _DTYPE = "<f2"
 
@@ -126,7 +126,7 @@ def reference_losses(
     check_context(reference, each, 0)
     lengths = rows.lengths
     order = sorted(range(len(each)), key=lambda n: -lengths[n])
-    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    batches = [order[start : start + PLANNING_ROWS] for start in range(0, len(order), PLANNING_ROWS)]
     sizes = [[learnt_tokens(each[n]) for n in batch] for batch in batches]
     done = [] if folder is None else _resumed(folder, _header(reference, each, base), list(map(sum, sizes)))
     with switched_off(reference) if base else nullcontext():
