@@ -68,10 +68,12 @@ bench: $(READY) ## speed and memory against peers, in one run
 lab: $(READY) ## train the lab model anew (one to two hours on two cores; resumes)
 	$(BIN)/holdfast run recipes/lab.yaml -o runs/lab --resume
 
-EXPERIMENTS := exp1-safety-tax exp2-many-experts exp3-rules repair-lab repair-map causal-baselines wmtp-synergy wmtp-safety
+EXPERIMENTS := exp1-safety-tax exp2-many-experts exp3-rules repair-map causal-baselines wmtp-synergy wmtp-safety
+REPAIR := --set 'seeds=[0, 1, 2]' --set values.sums=1000 --set values.dial_sums=300 --set values.dial_prompts=100
 
 experiments: $(READY) ## merging, repair and hardening on the lab, and their result pages (several hours on two cores; resumes)
 	for name in $(EXPERIMENTS); do $(BIN)/holdfast run recipes/$$name.yaml -o runs/$$name --resume || exit 1; done
+	$(BIN)/holdfast run recipes/repair-lab.yaml $(REPAIR) -o runs/repair-lab --resume
 	$(BIN)/python docs/scripts/merging_results.py runs/exp1-safety-tax
 	$(BIN)/python docs/scripts/experts_results.py runs/exp2-many-experts
 	$(BIN)/python docs/scripts/rules_results.py runs/exp3-rules
