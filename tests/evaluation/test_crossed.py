@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from holdfast.core.errors import NumericsError
 from holdfast.evaluation.crossed import (
+    SMALL,
     UNCLEAR,
     CrossedMean,
     crossed_means,
@@ -166,6 +167,14 @@ def test_removed_is_missing_where_the_reference_did_not_clearly_change() -> None
     means = crossed_means(rows, range(50), rates=True)
     found = removed_of(means["held"], means["plain"], means["before"])
     assert (found.value, found.low, found.high, found.reason) == (None, None, None, UNCLEAR)
+
+
+def test_removed_is_missing_where_the_row_changed_more_than_ten_times_as_much_as_the_reference() -> None:
+    rows = {"before": grid(320, 400, 1), "plain": grid(300, 400), "held": grid(2, 400), "nearer": grid(140, 400)}
+    means = crossed_means(rows, range(400), rates=True)
+    held, nearer = (removed_of(means[name], means["plain"], means["before"]) for name in ("held", "nearer"))
+    assert (held.value, held.low, held.high, held.reason) == (None, None, None, SMALL)
+    assert nearer.value == pytest.approx(1 - 180 / 20)
 
 
 def test_the_same_seed_gives_the_same_draws_and_another_does_not() -> None:

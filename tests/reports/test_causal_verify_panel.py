@@ -89,7 +89,7 @@ def test_all_three_renderings_have_the_figures() -> None:
     markdown = to_markdown(view).replace("\\", "")
     assert "| Attack success | 43.0 % [0.0, 50.0] | 3.0 % [0.0, 10.0] |" in markdown
     assert f"| Causal stability, {LAYERS[0]} | 0.800 [0.750, 0.850] | 0.400 [0.350, 0.450] |" in markdown
-    assert "| eps_causal, outcomes, worst attack | 0.600 [0.550, 0.650] | 0.200 [0.150, 0.250] |" in markdown
+    assert "| eps_causal, outcomes, worst attack | 0.600 [≤ 0.650] | 0.200 [≤ 0.250] |" in markdown
     html = " ".join(re.sub(r"<[^>]+>", " ", to_html(view)).split())
     assert f"Causal stability, {LAYERS[0]} 0.800 [0.750, 0.850] 0.400 [0.350, 0.450]" in html
     out = io.StringIO()

@@ -13,6 +13,9 @@ SHARES = {"R - S": 0.98, "O - R": 0.3, "U -> O": 0.12, "S -> R": 1.0, "U -> R": 
 MATCH = {"": 0.33, "model=undefended": 0.75}
 
 
+ONE_SIDED = {"low": 0.0, "interval": "clopper-pearson, upper 95%, largest of 2 attacks"}
+
+
 def grouped(model: str, rest: str = "") -> str:
     return ", ".join(filter(None, (model, rest)))
 
@@ -26,7 +29,7 @@ def of_model(model: str, shift: float) -> list[Metric]:
         Metric(name="causal/attack_success", value=0.03 + shift, n=60, k=2, low=0.0, high=0.1 + shift, group=model),
         metric("causal/attack_success", model, 0.5, "attack=naive"),
         metric("causal/eps/outcome", model, 0.1 + shift),
-        metric("causal/eps/outcome/worst", model, 0.2 + shift, "attack=ignore"),
+        metric("causal/eps/outcome/worst", model, 0.2 + shift, "attack=ignore").model_copy(update=ONE_SIDED),
         Metric(name="causal/graph/match", value=MATCH[model], n=540, group=model),
     ]
     for kind, edges in (("found", FOUND), ("expected", EXPECTED)):

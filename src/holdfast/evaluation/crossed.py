@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 DRAWS = 2000
 LEVEL = 0.95
 UNCLEAR = "the reference's change from before is not clear from 0"
+SMALL = "the reference's change from before is less than a tenth of the row's"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +139,14 @@ def removed_of(row: CrossedMean, reference: CrossedMean, before: CrossedMean) ->
     """``1 - (row - before) / (reference - before)``: the share of the reference's change that the row removes.
 
     1: nothing of the change is left; 0: all of it; below 0: the row changed more; above 1: it changed the other way.
-    Missing where the reference's change is not clear from 0 by its interval.
+    Missing where the reference's change is not clear from 0 by its interval, or less than a tenth of the row's.
     """
     change = difference_of(reference, before)
     if change.value is None or change.low is None or change.high is None or change.low <= 0 <= change.high:
         return Estimate(None, None, None, UNCLEAR)
     moved, whole = row.value - before.value, change.value
+    if abs(moved) > 10 * abs(whole):
+        return Estimate(None, None, None, SMALL)
     with np.errstate(divide="ignore", invalid="ignore"):
         draws = 1 - (row.draws - before.draws) / (reference.draws - before.draws)
     slopes = [(-1 / whole, row), (moved / whole**2, reference), ((whole - moved) / whole**2, before)]

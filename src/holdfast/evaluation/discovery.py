@@ -221,7 +221,7 @@ def graph_verdict(found: Discovery, arrows: Iterable[tuple[str, str]], *, least:
         n=found.n,
         null=f"none: PC's graph by {found.test} at level {found.alpha:g} is compared with the expected one",
         draws=found.draws,
-        reason=". ".join((reason, *found.notes)),
+        reason=" ".join((f"{reason}.", *found.notes)) if found.notes else reason,
     )
 
 

@@ -21,13 +21,14 @@ def figure_of(metric: Metric, *, signed: bool = False, rate: bool | None = None)
     unit = "" if not percent else " pp" if signed else " %"
 
     low, high = metric.low, metric.high
-    bounds = "" if low is None or high is None else f"[{number(low, rate=percent)}, {number(high, rate=percent)}]"
+    most = "" if high is None else number(high, rate=percent)
+    least = "≤" if "upper" in metric.interval else "" if low is None else f"{number(low, rate=percent)},"
     return Figure(
         value=metric.value,
         low=low,
         high=high,
         text=DASH if metric.value is None else number(metric.value, rate=percent, signed=signed) + unit,
-        bounds=bounds,
+        bounds=f"[{least} {most}]" if least and most else "",
         n=metric.n,
         n_invalid=metric.n_invalid,
         rate=percent,
