@@ -119,7 +119,7 @@ def _torch(answers: dict[str, dict[str, Any]]) -> Result:
 
 def _steps(settings: Settings) -> Result:
     """A training step with rho1 against one with uniform weights."""
-    answer = worker("token_weighting", ["train", str(WARM + (2 if settings.quick else 12))], settings.threads)
+    answer = worker("token_weighting", ["train", str(WARM + (2 if settings.quick else 40))], settings.threads)
     label, name = "training step with rho1 weights, reference losses known", "uniform weights"
     remarks = [f"the lab model, {ROWS} rows a step, keep = {KEEP:g}, by row; planning is not in it"]
     return Result(label, "s", answer["rho1"], answer["uniform"], name, "at most", 1.03, remarks)
@@ -229,7 +229,8 @@ def train(steps: str) -> dict[str, Any]:
         sides[scorer] = (Stepper(accelerator, loaded.model, settings, objective, None, int(steps)), data)
     seconds: dict[str, list[float]] = {scorer: [] for scorer in sides}
     for number in range(int(steps)):
-        for scorer, (stepper, data) in sides.items():
+        for scorer in sorted(sides, reverse=number % 2 == 0):  # each goes first as often
+            stepper, data = sides[scorer]
             began = time.perf_counter()
             stepper.step(number, data.step(number), False)
             seconds[scorer].append(time.perf_counter() - began)

@@ -181,6 +181,16 @@ def test_a_larger_k_than_the_rows_tell_is_refused_before_any_merge_is_measured(
     assert [path.name for path in (tmp_path / "run").rglob("*.jsonl")] == ["first.jsonl"]
 
 
+def test_the_check_refuses_a_larger_k_than_the_rows_or_a_layer_could_tell(
+    run: tuple[RunRecord, Path],
+    places: dict[str, str],  # noqa: F811
+) -> None:
+    for keys in ({"k": 500}, {"select": {**SELECT, "weights": [2.0], "k": [1, 500]}}):
+        with pytest.raises(ConfigError, match=r"steps\.sst.*k is larger than the evidence: got 500"):
+            estimate(projected(run[1], places, **keys), "merged")
+    assert estimate(projected(run[1], places, k=2), "merged").steps
+
+
 def test_a_curve_of_several_settings_is_refused_by_name(places: dict[str, str]) -> None:  # noqa: F811
     made = document(places)
     more = {**SELECT, "damping": [0.1, 1.0]}

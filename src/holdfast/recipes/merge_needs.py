@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import ConfigError, DataError
@@ -16,7 +17,7 @@ from holdfast.recipes.repair_step import RepairStep
 
 if TYPE_CHECKING:
     from holdfast.evaluation.tasks import TaskConfig
-    from holdfast.methods.merging.cost import Cost
+    from holdfast.methods.merging.cost import Cost, Shape
     from holdfast.models.config import ModelConfig
     from holdfast.models.describe import Description
 
@@ -48,6 +49,7 @@ def merge_needs(checks: Checks, step_id: str, step: MergeStep) -> Found | None:
     shapes = checks.tried(step_id, lambda: together(step, [found for found in each if found is not None]))
     if shapes is None or None in each:
         return None
+    checks.tried(step_id, lambda: _check_k(step, shapes, counts[-1], known=None not in rows.values()))
     return model, rows, cost(step.merging(), shapes, counts, base_of(model))
 
 
@@ -88,6 +90,17 @@ def _check_kinds(step: RepairStep, rows: Rows, counts: Sequence[int]) -> None:
             "'utility' and 'safety' are the same rows: repair weighs what each needs against the other. Do: give rows "
             "of the task as utility, and requests with safe answers as safety."
         )
+
+
+def _check_k(step: MergeStep, shapes: Mapping[str, Shape], count: int, *, known: bool) -> None:
+    """No ``k`` is above what the safety rows could tell apart, nor above a layer's coordinates."""
+    from holdfast.methods.merging.curved import check_k
+
+    config = step.merging()
+    most = min(count, config.samples or count) if known else sys.maxsize
+    for k in (*(step.select.k if step.select else ()), *(() if config.k is None else (config.k,))):
+        for name, shape in shapes.items():
+            check_k(k, min(most, shape.coordinates), name)
 
 
 def _check_alike(checks: Checks, step_id: str, named: ModelConfig, model: Description) -> None:

@@ -23,6 +23,8 @@ Backend = Literal["torch", "fused", "liger", "cce"]
 
 _LOGITS = {"cpu": 2**25, "cuda": 2**28}
 """Logits of a chunk: 128 MiB and 1 GiB in float32."""
+_CACHED = {"cpu": 2**19}
+"""Logits of a chunk that are worked on at a time: 2 MiB stay in the processor's cache. Elsewhere all of the chunk."""
 
 
 def per_token_nll(  # noqa: PLR0913 - independent keywords
@@ -224,22 +226,34 @@ def _one_chunk(parts: _Parts, weight_vd: Tensor, at: slice, upstream_c: Tensor |
     """The losses of the rows ``at``; adds to the gradients. One tensor of logits, overwritten step by step."""
     hidden_cd, targets_c1 = parts.hidden_kd[at].to(parts.dtype), parts.targets_k[at, None]
     logits_cv = (hidden_cd @ weight_vd.T).to(parts.sums)
-    if parts.bias_v is not None:
-        logits_cv += parts.bias_v
-    slope_cv: Tensor | None = None
-    if parts.softcap is not None:
-        logits_cv.div_(parts.softcap).tanh_()
-        slope_cv = None if upstream_c is None else 1 - logits_cv.square()
-        logits_cv.mul_(parts.softcap)
-    target_c, largest_c = logits_cv.gather(1, targets_c1)[:, 0], logits_cv.amax(1)
-    total_c = logits_cv.sub_(largest_c[:, None]).exp_().sum(1)
+    upstream_c1 = None if upstream_c is None else upstream_c.to(parts.sums)[:, None]
+    nll_c = torch.empty(len(logits_cv), dtype=parts.sums, device=logits_cv.device)
+    rows = max(1, _CACHED.get(logits_cv.device.type, logits_cv.numel()) // len(weight_vd))
+    for start in range(0, len(nll_c), rows):
+        some = slice(start, start + rows)
+        own_b1 = None if upstream_c1 is None else upstream_c1[some]
+        nll_c[some] = _overwritten(parts, logits_cv[some], targets_c1[some], own_b1)
     if upstream_c is not None:
-        upstream_c = upstream_c.to(parts.sums)
-        logits_cv.mul_((upstream_c / total_c)[:, None]).scatter_add_(1, targets_c1, -upstream_c[:, None])
-        if slope_cv is not None:
-            logits_cv.mul_(slope_cv)
         _add_gradients(gradients, at, logits_cv, hidden_cd, weight_vd)
-    return total_c.log_().add_(largest_c).sub_(target_c)
+    return nll_c
+
+
+def _overwritten(parts: _Parts, logits_bv: Tensor, targets_b1: Tensor, upstream_b1: Tensor | None) -> Tensor:
+    """The losses of some rows; where there is an upstream gradient, that of the logits takes their place."""
+    if parts.bias_v is not None:
+        logits_bv += parts.bias_v
+    slope_bv: Tensor | None = None
+    if parts.softcap is not None:
+        logits_bv.div_(parts.softcap).tanh_()
+        slope_bv = None if upstream_b1 is None else 1 - logits_bv.square()
+        logits_bv.mul_(parts.softcap)
+    target_b1, largest_b1 = logits_bv.gather(1, targets_b1), logits_bv.amax(1, keepdim=True)
+    total_b1 = logits_bv.sub_(largest_b1).exp_().sum(1, keepdim=True)
+    if upstream_b1 is not None:
+        logits_bv.mul_(upstream_b1 / total_b1).scatter_add_(1, targets_b1, -upstream_b1)
+        if slope_bv is not None:
+            logits_bv.mul_(slope_bv)
+    return total_b1.log_().add_(largest_b1).sub_(target_b1)[:, 0]
 
 
 def _add_gradients(gradients: _Gradients, at: slice, sums_cv: Tensor, hidden_cd: Tensor, weight_vd: Tensor) -> None:
