@@ -23,8 +23,6 @@ Backend = Literal["torch", "fused", "liger", "cce"]
 
 _LOGITS = {"cpu": 2**25, "cuda": 2**28}
 """Logits of a chunk: 128 MiB and 1 GiB in float32."""
-_CACHED = {"cpu": 2**19}
-"""Logits of a chunk that are worked on at a time: 2 MiB stay in the processor's cache. Elsewhere all of the chunk."""
 
 
 def per_token_nll(  # noqa: PLR0913 - independent keywords
@@ -200,12 +198,13 @@ class _Gradients(NamedTuple):
     bias_v: Tensor | None
 
     @classmethod
-    def zero(cls, parts: _Parts, wanted: tuple[bool, ...]) -> _Gradients:
-        """Room for those that are wanted: of hidden states, weight, bias."""
+    def room(cls, parts: _Parts, wanted: tuple[bool, ...]) -> _Gradients:
+        """Room for those that are wanted: of hidden states, weight, bias. The first chunk fills that of the weight."""
         weight_vd, bias_v = parts.weight_vd, parts.bias_v
+        unfilled = torch.empty_like if len(parts.targets_k) else torch.zeros_like
         return cls(
             torch.empty_like(parts.hidden_kd) if wanted[0] else None,
-            torch.zeros_like(weight_vd, dtype=parts.sums) if wanted[1] else None,
+            unfilled(weight_vd, dtype=parts.sums) if wanted[1] else None,
             torch.zeros_like(bias_v, dtype=parts.sums) if wanted[2] and bias_v is not None else None,
         )
 
@@ -213,59 +212,54 @@ class _Gradients(NamedTuple):
 def _sweep(parts: _Parts, upstream_k: Tensor | None, wanted: tuple[bool, ...]) -> tuple[Tensor, _Gradients]:
     """The loss of each row, and the gradients of ``upstream_k @ losses``, in one pass over the chunks."""
     nll_k = torch.empty(len(parts.targets_k), dtype=parts.sums, device=parts.hidden_kd.device)
-    gradients = _Gradients.zero(parts, wanted)
+    gradients = _Gradients.room(parts, wanted)
     with torch.autocast(parts.hidden_kd.device.type, enabled=False):
         weight_vd = parts.weight_vd.to(parts.dtype)
+        logits_cv = weight_vd.new_empty(min(parts.chunk, len(nll_k)), len(weight_vd))
         for start in range(0, len(nll_k), parts.chunk):
             at = slice(start, start + parts.chunk)
-            nll_k[at] = _one_chunk(parts, weight_vd, at, None if upstream_k is None else upstream_k[at], gradients)
+            upstream_c = None if upstream_k is None else upstream_k[at]
+            nll_k[at] = _one_chunk(parts, weight_vd, at, upstream_c, gradients, logits_cv)
     return nll_k, gradients
 
 
-def _one_chunk(parts: _Parts, weight_vd: Tensor, at: slice, upstream_c: Tensor | None, gradients: _Gradients) -> Tensor:
+def _one_chunk(
+    parts: _Parts, weight_vd: Tensor, at: slice, upstream_c: Tensor | None, gradients: _Gradients, room_cv: Tensor
+) -> Tensor:
     """The losses of the rows ``at``; adds to the gradients. One tensor of logits, overwritten step by step."""
     hidden_cd, targets_c1 = parts.hidden_kd[at].to(parts.dtype), parts.targets_k[at, None]
-    logits_cv = (hidden_cd @ weight_vd.T).to(parts.sums)
-    upstream_c1 = None if upstream_c is None else upstream_c.to(parts.sums)[:, None]
-    nll_c = torch.empty(len(logits_cv), dtype=parts.sums, device=logits_cv.device)
-    rows = max(1, _CACHED.get(logits_cv.device.type, logits_cv.numel()) // len(weight_vd))
-    for start in range(0, len(nll_c), rows):
-        some = slice(start, start + rows)
-        own_b1 = None if upstream_c1 is None else upstream_c1[some]
-        nll_c[some] = _overwritten(parts, logits_cv[some], targets_c1[some], own_b1)
-    if upstream_c is not None:
-        _add_gradients(gradients, at, logits_cv, hidden_cd, weight_vd)
-    return nll_c
-
-
-def _overwritten(parts: _Parts, logits_bv: Tensor, targets_b1: Tensor, upstream_b1: Tensor | None) -> Tensor:
-    """The losses of some rows; where there is an upstream gradient, that of the logits takes their place."""
+    logits_cv = torch.mm(hidden_cd, weight_vd.T, out=room_cv[: len(hidden_cd)]).to(parts.sums)
     if parts.bias_v is not None:
-        logits_bv += parts.bias_v
-    slope_bv: Tensor | None = None
+        logits_cv += parts.bias_v
+    slope_cv: Tensor | None = None
     if parts.softcap is not None:
-        logits_bv.div_(parts.softcap).tanh_()
-        slope_bv = None if upstream_b1 is None else 1 - logits_bv.square()
-        logits_bv.mul_(parts.softcap)
-    target_b1, largest_b1 = logits_bv.gather(1, targets_b1), logits_bv.amax(1, keepdim=True)
-    total_b1 = logits_bv.sub_(largest_b1).exp_().sum(1, keepdim=True)
-    if upstream_b1 is not None:
-        logits_bv.mul_(upstream_b1 / total_b1).scatter_add_(1, targets_b1, -upstream_b1)
-        if slope_bv is not None:
-            logits_bv.mul_(slope_bv)
-    return total_b1.log_().add_(largest_b1).sub_(target_b1)[:, 0]
+        logits_cv.div_(parts.softcap).tanh_()
+        slope_cv = None if upstream_c is None else 1 - logits_cv.square()
+        logits_cv.mul_(parts.softcap)
+    target_c, largest_c = logits_cv.gather(1, targets_c1)[:, 0], logits_cv.amax(1)
+    total_c = logits_cv.sub_(largest_c[:, None]).exp_().sum(1)
+    if upstream_c is not None:
+        upstream_c = upstream_c.to(parts.sums)
+        logits_cv.mul_((upstream_c / total_c)[:, None]).scatter_add_(1, targets_c1, -upstream_c[:, None])
+        if slope_cv is not None:
+            logits_cv.mul_(slope_cv)
+        _add_gradients(gradients, at, logits_cv, hidden_cd, weight_vd)
+    return total_c.log_().add_(largest_c).sub_(target_c)
 
 
 def _add_gradients(gradients: _Gradients, at: slice, sums_cv: Tensor, hidden_cd: Tensor, weight_vd: Tensor) -> None:
     """Add what the gradient ``sums_cv`` of a chunk's logits gives to hidden states, weight and bias."""
+    before = int(at.start > 0)
     grad_cv = sums_cv.to(weight_vd.dtype)
     if gradients.hidden_kd is not None:
         gradients.hidden_kd[at] = grad_cv @ weight_vd
     if gradients.weight_vd is not None:
         if grad_cv.dtype == gradients.weight_vd.dtype:
-            gradients.weight_vd.addmm_(grad_cv.T, hidden_cd)
-        else:
+            gradients.weight_vd.addmm_(grad_cv.T, hidden_cd, beta=before)
+        elif before:
             gradients.weight_vd.add_(grad_cv.T @ hidden_cd)
+        else:
+            gradients.weight_vd.copy_(grad_cv.T @ hidden_cd)
     if gradients.bias_v is not None:
         gradients.bias_v.add_(sums_cv.sum(0))
 
