@@ -187,7 +187,7 @@ def speed(way: str, keep: str, *size: str) -> dict[str, Any]:
     step(way, *drawn(64, 64, 512, 1.0))
     tensors = drawn(HEADS * n, d, v, float(keep))
     seconds, floor, loss = [], [], 0.0
-    for _ in range(2):
+    for _ in range(4):
         began = time.perf_counter()
         loss = step(way, *tensors)
         seconds.append(time.perf_counter() - began)
