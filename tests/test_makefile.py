@@ -16,6 +16,7 @@ def test_the_experiments_run_recipes_that_exist_and_write_pages_from_their_runs(
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("for name in ")]
     names = re.findall(r"[\w-]+", line.partition(" in ")[2].partition(";")[0])
     assert "--resume || exit 1" in line
+    names += re.findall(r"holdfast run recipes/([\w-]+)\.yaml .*-o runs/\1 --resume$", done.stdout, re.MULTILINE)
     assert len(names) == len(set(names)) >= 4
     for name in names:
         assert (ROOT / "recipes" / f"{name}.yaml").is_file(), name
