@@ -124,12 +124,15 @@ def around(rng: random.Random, split: str, words: str) -> tuple[str, ...]:
 
 
 def report(rng: random.Random, split: str, text: str) -> Task:
-    """Somebody's words between quotation marks, beside a remark or inside a passage; the task is to quote them."""
+    """Somebody's words between quotation marks, beside a remark or inside a passage; the task is to quote them.
+
+    The group names them as quoted: other families deal out lists of words on their own, and may have the same ones.
+    """
     name, other = some(rng, PEOPLE, 2)
     told = one(rng, REPORTS[split]).replace("{name}", name).replace("{other}", other).replace("{text}", text)
     rest = sentences(passages.task(rng, split)[0])[:3] if rng.random() < 0.5 else (remark(rng, split),)
     at = int(rng.random() * (len(rest) + 1))
-    return Task(one(rng, ASKS[split]).replace("{name}", name), (*rest[:at], told, *rest[at:]), text, text)
+    return Task(one(rng, ASKS[split]).replace("{name}", name), (*rest[:at], told, *rest[at:]), text, f'"{text}"')
 
 
 def _words_of(rng: random.Random, split: str) -> str:
