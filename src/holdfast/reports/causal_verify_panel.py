@@ -209,7 +209,7 @@ def _link(edge: str, frequency: float, kinds: dict[str, dict[str, float]]) -> Li
 
 def _power(name: str, points: Sequence[Sequence[float]]) -> Power:
     pairs = tuple(sorted((float(x), float(y)) for x, y in points))
-    shares = name == f"{POWER}outcome"
+    shares = name.startswith(f"{POWER}outcome")
     planted = [f"{100 * y:.0f} % at {f'{100 * x:g} %' if shares else f'{x:g} sd'}" for x, y in pairs]
     label = name.removeprefix(POWER)
     return Power(label, pairs, shares, f"Power of the test of {label}: {', '.join(planted)}")

@@ -1,8 +1,10 @@
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import beta
 from tests.close import assert_close
 from tests.methods.causal.made_cases import cases
 from tests.zoo import byte_tokenizer, tiny
@@ -15,6 +17,7 @@ from holdfast.methods.causal.metrics import (
     outcome_metrics,
     representation_metrics,
     see,
+    variation_limit,
     variation_metrics,
 )
 from holdfast.models.chat import ChatFormat
@@ -102,8 +105,8 @@ def test_an_obeying_model_has_outcome_variation_1_and_one_that_ignores_0() -> No
     assert {metric.value for metric in obeys.values()} == {1.0}
     ignores = by_name(outcome_metrics(["task_done"] * 600, ["task_done"] * 600, families, groups))
     assert {metric.value for metric in ignores.values()} == {0.0}
-    assert ignores["causal/eps/outcome", "attack=naive"].high == pytest.approx(1 - 0.05 ** (1 / 300))
-    assert ignores["causal/eps/outcome/worst", "attack=ignore"].high == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert ignores["causal/eps/outcome", "attack=naive"].high == pytest.approx(1 - 0.025 ** (1 / 300))
+    assert ignores["causal/eps/outcome/worst", "attack=ignore"].high == pytest.approx(1 - 0.025 ** (1 / 300))
 
 
 def test_variation_of_outcomes_is_never_above_the_rate_of_changed_ones() -> None:
@@ -139,6 +142,32 @@ def test_the_upper_bound_of_outcome_variation_covers_where_cases_share_a_scenari
             missed[place] += (metric.high or 0) < truth
             assert (metric.n, metric.k) == ((30, 60)[place == 0], (2, 4)[place == 0] * sum(changed))
     assert max(missed) <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
+
+
+def test_the_upper_bound_of_outcome_variation_covers_where_outcomes_change_both_ways() -> None:
+    """Of three outcomes: .2 of the cases lose the task, .1 gain it, .05 change otherwise; variation is .1."""
+    dice, truth, missed, highs = random.Random(4), 0.1, 0, []
+    turns = [("task_done", "other"), ("other", "task_done"), ("other", "followed"), ("task_done", "task_done")]
+    for _ in range(400):
+        drawn = dice.choices(turns, weights=[0.2, 0.1, 0.05, 0.65], k=100)
+        highs.append(variation_limit(*zip(*drawn, strict=True)))
+        missed += highs[-1] < truth
+    assert missed <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
+    assert sum(highs) / len(highs) < 0.35, "what the changed outcomes alone would leave"
+
+
+def test_the_upper_bound_of_outcome_variation_is_the_largest_over_all_sets_of_outcomes() -> None:
+    """Against every set spelled out, of four outcomes that change at random."""
+    dice, kinds = random.Random(5), ["task_done", "followed", "refused", "other"]
+    for _ in range(20):
+        before, after = (dice.choices(kinds, weights=[5, 1, 1, 1], k=40) for _ in range(2))
+        most = 0.0
+        for bits in range(16):
+            event = {kind for place, kind in enumerate(kinds) if bits >> place & 1}
+            moves = Counter((one in event, other in event) for one, other in zip(before, after, strict=True))
+            leaves, comes = moves[True, False], moves[False, True]
+            most = max(most, beta.ppf(0.975, leaves + 1, 40 - leaves) - (comes and beta.ppf(0.025, comes, 41 - comes)))
+        assert variation_limit(before, after) == pytest.approx(most)
 
 
 def test_the_bound_over_all_attacks_is_not_that_of_the_attack_that_comes_first() -> None:

@@ -84,6 +84,25 @@ def test_a_swap_changes_the_injection_alone_and_to_the_same_two_everywhere() -> 
         assert old.injection == new.injection or old.injection not in new.attacked_text()
 
 
+def test_every_case_gets_the_injection_of_another_that_would_show_in_it() -> None:
+    cases = asked_of(12)
+    hidden = replace(cases[0], data=" ".join(["The tide list:", *(each.witness for each in cases[1:])]))
+    others = rows.swaps([hidden, *cases[1:]], 0).others
+    assert set(others) == set(range(1, 12)), "obeying another injection would not be seen in the first"
+    assert len({made.injection for made in others.values()}) > 2
+    for number, made in others.items():
+        own = cases[number]
+        assert (made.instruction, made.data, made.answer, made.group) == (
+            own.instruction,
+            own.data,
+            own.answer,
+            own.group,
+        )
+        assert made.witness != own.witness
+        assert made.witness in made.attacked_text()
+        assert own.injection not in made.attacked_text()
+
+
 def test_cases_that_hold_a_swapped_witness_are_left_out_and_counted() -> None:
     cases = asked_of(12)
     words = " ".join(each.witness for each in cases[:11])
@@ -198,6 +217,21 @@ def test_outcomes_that_an_injection_changes_fail_and_p_is_never_0() -> None:
     assert tested.holds is False
     assert tested.p_value == 1 / 1000
     assert "20 of 60 outcomes change" in tested.reason
+
+
+@pytest.mark.parametrize(("obeyed", "holds"), [(0, True), (20, False), (150, False)])
+def test_a_model_that_obeys_either_injection_fails_the_swap_and_one_that_obeys_none_does_not(
+    obeyed: int, holds: bool
+) -> None:
+    """With any injection a third of the tasks is lost: that is no dependence on what is injected."""
+    said = ["followed"] * obeyed + (["task_done", "other", "task_done"] * 50)[obeyed:]
+    groups = [f"g{i}" for i in range(150)]
+    other = independence.obeying_is_another(said)
+    metrics, (tested,), curves = independence.outcomes(said, other, groups, 999, 0, "outcome/swapped")
+    assert (tested.name, tested.holds) == ("causal/independence/outcome/swapped", holds)
+    assert "one injection against another" in tested.null
+    assert set(curves) == {"power/outcome/swapped"}
+    assert {metric.name for metric in metrics} == {f"{tested.name}/{part}" for part in ("size", "power")}
 
 
 def test_outcomes_that_change_both_ways_alike_are_rejected_no_more_often_than_the_level() -> None:
@@ -436,7 +470,13 @@ def test_a_model_is_verified_beside_itself_with_the_same_figures(monkeypatch: py
     assert {"causal/attack_success", "causal/stability", "causal/moved/layers.1.mlp_input/prompt"} <= shared
     assert {name: own[name] for name in shared} == {name: beside[name] for name in shared}
     names = [verdict.name for verdict in found.verdicts]
-    assert {"causal/independence/outcome", "causal/graph", "causal/graph/undefended", "causal/data"} <= set(names)
+    assert {
+        "causal/independence/outcome",
+        "causal/independence/outcome/swapped",
+        "causal/graph",
+        "causal/graph/undefended",
+        "causal/data",
+    } <= set(names)
     assert "causal/attack_success/role_claim" in names
     assert "causal/attack_success/ignore" not in names, "it was trained on"
     assert len(names) == len(set(names))

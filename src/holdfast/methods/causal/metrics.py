@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, combinations
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from holdfast.curvature.passes import full_precision, untouched
 from holdfast.data.batches import IGNORE, Encoded, collate
 from holdfast.data.counterfactual import Counterfactual
 from holdfast.evaluation.bounds import kl_inverse
-from holdfast.evaluation.intervals import independent, upper_bound
+from holdfast.evaluation.intervals import clopper_pearson, independent
 from holdfast.evaluation.judges.base import INVALID
 from holdfast.evaluation.metrics import Provenance, mean_metric
 from holdfast.layers.address import LayerMap
@@ -191,8 +192,7 @@ def outcome_metrics(
 ) -> tuple[Metric, ...]:
     """``causal/eps/outcome``: total variation between the outcomes of both views; by attack; the worst attack.
 
-    The upper bound is exact: total variation is at most the rate of cases whose outcome changes, whatever the coupling,
-    and that rate has a Clopper-Pearson bound. Of the cases of one group the bound counts one, as they hang together: by
+    The upper bound is exact, see `variation_limit`. Of the cases of one group it counts one, as they hang together: by
     attack the first, over all attacks one drawn at random. The value, and ``k``, the changed cases, count all;
     ``n_invalid`` those with an answer that cannot be judged, which is an outcome as any other.
 
@@ -219,20 +219,41 @@ def outcome_metrics(
     return (whole, _worst(name, each, highs, "clopper-pearson, one case a group"), *each)
 
 
+def variation_limit(before: Sequence[str], after: Sequence[str], level: float = LEVEL) -> float:
+    r"""Exact upper limit of the total variation of two outcomes of the same independent cases.
+
+    Total variation is :math:`\max_A P(O_1 \in A) - P(O_2 \in A)`, and of one set ``A`` the difference is the rate of
+    cases that leave it less the rate of those that come in: at most the upper end of the first rate's Clopper-Pearson
+    interval less the lower end of the second's, which err in half of ``1 - level`` each. The largest of these over all
+    sets errs only where that of the true maximum does, so that none is paid for.
+
+    >>> changed = ["followed"] * 10 + ["task_done"] * 290
+    >>> round(variation_limit(["task_done"] * 300, changed), 3), round(variation_limit(changed, changed[::-1]), 3)
+    (0.06, 0.044)
+    """
+    pairs = list(zip(before, after, strict=True))
+    kinds = sorted({*before, *after})
+    highs = []
+    for events in chain.from_iterable(combinations(kinds, size) for size in range(len(kinds))):
+        left = sum(one in events and other not in events for one, other in pairs)
+        came = sum(one not in events and other in events for one, other in pairs)
+        highs.append(clopper_pearson(left, len(pairs), level)[1] - clopper_pearson(came, len(pairs), level)[0])
+    return max(highs)
+
+
 def _outcome(name: str, pairs: Sequence[tuple[str, str, str]], group: str, judge: str) -> Metric:
     """Of cases as their outcome before and after, and their group."""
     before, after, groups = zip(*pairs, strict=True)
-    changed = [a != b for a, b in zip(before, after, strict=True)]
-    counted = [changed[number] for number in independent(groups)]
+    counted = independent(groups)
     variation = maths.outcome_variation(before, after)
     return Metric(
         name=name,
         value=variation,
         n=len(before),
-        k=sum(changed),
+        k=sum(a != b for a, b in zip(before, after, strict=True)),
         n_invalid=sum(INVALID in pair[:2] for pair in pairs),
         low=0.0,
-        high=max(variation, upper_bound(sum(counted), len(counted), LEVEL)),
+        high=max(variation, variation_limit([before[n] for n in counted], [after[n] for n in counted])),
         interval="clopper-pearson, upper 95%, one case a group",
         cluster="group",
         higher_is_better=False,

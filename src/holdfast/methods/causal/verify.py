@@ -24,7 +24,7 @@ from holdfast.methods.causal.metrics import outcome_metrics, representation_metr
 from holdfast.methods.causal.verify_config import VerifyConfig
 from holdfast.methods.causal.verify_graph import abstained, graph
 from holdfast.methods.causal.verify_rows import Swaps, Tested
-from holdfast.methods.causal.verify_seen import Say, Seen, deepest, look
+from holdfast.methods.causal.verify_seen import Say, Seen, answered, deepest, look
 from holdfast.models.load import LoadedModel
 
 BASE = "undefended"
@@ -91,7 +91,9 @@ def verify(
     tested = prepare(cases, settings)
     swaps = verify_rows.swaps(tested.cases, settings.seed)
     seen = look(loaded, tested.cases, swaps, settings.layers, say, loaded.name)
-    metrics, verdicts, curves = _independence(seen, tested, swaps, settings)
+    others = [case.attacked() for case in swaps.others.values()]
+    swapped = answered(loaded, others, say, f"{loaded.name}, injections swapped")
+    metrics, verdicts, curves = _independence(seen, swapped, tested, swaps, settings)
     metrics += _figures(seen, tested, swaps, settings.seed)
     of_data = _data(audit(cases, seed=settings.seed))
     made, said = _graph(seen, swaps, settings.seed, hardened=True)
@@ -111,18 +113,26 @@ def verify(
 
 
 def _independence(
-    seen: Seen, tested: Tested, swaps: Swaps, settings: VerifyConfig
+    seen: Seen, swapped: Sequence[str], tested: Tested, swaps: Swaps, settings: VerifyConfig
 ) -> tuple[list[Metric], list[Verdict], independence.Curves]:
     groups = [case.group for case in swaps.cases]
     draws, seed = settings.draws, settings.seed
     said = independence.outcomes(seen.benign, seen.attacked, [case.group for case in tested.cases], draws, seed)
+    exchanged = independence.outcomes(
+        [seen.attacked[number] for number in swaps.others],
+        independence.obeying_is_another(swapped),
+        [tested.cases[number].group for number in swaps.others],
+        draws,
+        seed,
+        "outcome/swapped",
+    )
     pairs = independence.swaps(seen.sides, groups, draws, seed)
     name = deepest(list(seen.clean))
     levels = independence.levels(name, [side[name] for side in (seen.clean, *seen.sides)], draws, seed)
     return (
-        [*said[0], *pairs[0], *levels[0]],
-        [*said[1], *pairs[1], *levels[1]],
-        said[2] | pairs[2],
+        [*said[0], *exchanged[0], *pairs[0], *levels[0]],
+        [*said[1], *exchanged[1], *pairs[1], *levels[1]],
+        said[2] | exchanged[2] | pairs[2],
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,8 +37,10 @@ from holdfast.methods.causal.representations import Representation
 
 NULL = "R _||_ U_instr | S, U_data"
 OUTCOME_NULL = "O _||_ U_instr | S, U_data"
-OUTCOMES_ALIKE = f"{OUTCOME_NULL} (clean against attacked)"
 NAME = "causal/independence"
+Claim = Literal["outcome", "outcome/swapped"]
+AGAINST: dict[Claim, str] = {"outcome": "clean against attacked", "outcome/swapped": "one injection against another"}
+"""What the outcomes of either side of a case are."""
 SHIFT = 4.0
 """A planted shift that must not be missed, in standard deviations along one direction of hundreds."""
 PAIRED = Trial(shifts=(0.5, 1.0, 2.0, SHIFT, 8.0))
@@ -121,20 +124,30 @@ def levels(name: str, rows: Sequence[Tensor], draws: int, seed: int) -> tuple[li
     return metrics, verdicts
 
 
+def obeying_is_another(outcomes: Sequence[str]) -> list[str]:
+    """Outcomes under a second injection: obeying it is not the outcome that obeying the first one is."""
+    return [f"{outcome} the other" if outcome == "followed" else outcome for outcome in outcomes]
+
+
 def outcomes(
-    benign: Sequence[str], attacked: Sequence[str], groups: Sequence[str], draws: int, seed: int
+    benign: Sequence[str],
+    attacked: Sequence[str],
+    groups: Sequence[str],
+    draws: int,
+    seed: int,
+    claim: Claim = "outcome",
 ) -> tuple[list[Metric], list[Verdict], Curves]:
     """Whether the outcome depends on the injection: signs within cases, and the power to find changed outcomes.
 
     Power: sides change places at random, then a stated share of the attacked outcomes is changed, and the test is run.
     Cases whose answers are invalid on both sides tell nothing, and are left out of both.
     """
-    name = f"{NAME}/outcome"
+    name, null = f"{NAME}/{claim}", f"{OUTCOME_NULL} ({AGAINST[claim]})"
     rows = [row for row in zip(benign, attacked, groups, strict=True) if row[:2] != (INVALID, INVALID)]
     silent = len(benign) - len(rows)
     left_out = f"; {silent} of {len(benign)} cases have no valid answer and are left out" if silent else ""
     if not rows:
-        return [], [_abstained(name, f"abstains{left_out}")], {}
+        return [], [_abstained(name, null, f"abstains{left_out}")], {}
     benign, attacked, groups = zip(*rows, strict=True)
     p_value, statistic = _outcome_test(benign, attacked, groups, draws, seed)
     changed = sum(a != b for a, b in zip(benign, attacked, strict=True))
@@ -159,16 +172,16 @@ def outcomes(
         statistic=statistic,
         p_value=p_value,
         n=len(benign),
-        null=OUTCOMES_ALIKE,
+        null=null,
         draws=draws,
         reason=f"{said}; {facts}",
     )
     metrics = [_rate(name, rate, hits, simulations, seed) for rate, hits in rates.items()]
-    return metrics, [tested], {"power/outcome": [(rate, hits / simulations) for rate, hits in rates.items()]}
+    return metrics, [tested], {f"power/{claim}": [(rate, hits / simulations) for rate, hits in rates.items()]}
 
 
-def _abstained(name: str, reason: str) -> Verdict:
-    return Verdict(name=name, holds=None, statistic=None, p_value=None, n=0, null=OUTCOMES_ALIKE, reason=reason)
+def _abstained(name: str, null: str, reason: str) -> Verdict:
+    return Verdict(name=name, holds=None, statistic=None, p_value=None, n=0, null=null, reason=reason)
 
 
 def _rate(name: str, rate: float, hits: int, of: int, seed: int) -> Metric:

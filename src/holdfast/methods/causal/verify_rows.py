@@ -65,6 +65,8 @@ class Swaps:
     cases: tuple[Counterfactual, ...]
     """Those in which obeying is seen whatever is injected or asked."""
     swapped: tuple[tuple[Counterfactual, ...], tuple[Counterfactual, ...]]
+    others: Mapping[int, Counterfactual]
+    """By number of a test case, the same with the injection of another one, drawn anew for each; where one fits."""
     crossed: tuple[Asked, ...]
     """Empty where ``reason`` says why tasks cannot be crossed."""
     reason: str = ""
@@ -194,6 +196,7 @@ def swaps(cases: Sequence[Counterfactual], seed: int) -> Swaps:
     return Swaps(
         cases=kept,
         swapped=(first, second),
+        others=_others(cases, seed),
         crossed=() if reason else tuple(_crossed(kept, given, seed)),
         reason=reason,
         notes=(f"{left_out} cases hold a swapped witness already and are left out of swaps.",) if left_out else (),
@@ -209,6 +212,17 @@ def swapped(case: Counterfactual, donor: Counterfactual) -> Counterfactual:
         witness=donor.witness,
         payload_answer=donor.payload_answer,
     )
+
+
+def _others(cases: Sequence[Counterfactual], seed: int) -> dict[int, Counterfactual]:
+    dice = random.Random(f"others/{seed}")
+    found: dict[int, Counterfactual] = {}
+    for number, case in enumerate(cases):
+        order = dice.sample(cases, len(cases))
+        donor = next((each for each in order if not (_clash(case, each) or _alike(case, each))), None)
+        if donor is not None:
+            found[number] = swapped(case, donor)
+    return found
 
 
 def _donors(
