@@ -17,7 +17,7 @@ from holdfast.core.results import Metric, RunRecord, StepRecord, Verdict
 from holdfast.data.examples import Example, Message
 from holdfast.evaluation.attacks.figures import across
 from holdfast.evaluation.attacks.tasks import PREFIX, AttackTask
-from holdfast.evaluation.intervals import upper_bound
+from holdfast.evaluation.intervals import clopper_pearson, upper_bound
 from holdfast.evaluation.judges import JUDGES, Sample
 from holdfast.evaluation.judges.base import Score
 from holdfast.evaluation.log import Header, Record, TaskHead, write_log
@@ -124,7 +124,10 @@ def verified(
         Verdict(name=f"causal/{name}", holds=holds, statistic=0.9, p_value=None, n=60, null="x")
         for name, holds in said.items()
     ]
-    verdicts.append(Verdict(name="causal/independence/outcome", holds=alike, statistic=0.1, p_value=p, n=60, null="x"))
+    verdicts += [
+        Verdict(name=f"causal/independence/{name}", holds=holds, statistic=0.1, p_value=by_chance, n=60, null="x")
+        for name, holds, by_chance in (("outcome", alike, p), ("outcome/swapped", True, 0.6))
+    ]
     return StepRecord(id=step_id, do="verify", config={}, metrics=tuple(metrics), verdicts=tuple(verdicts))
 
 
@@ -187,10 +190,13 @@ def test_every_line_says_whether_it_is_met_and_by_which_figure(finished: str) ->
     assert found.endswith("| .750 [.750, .750]; graph/undefended: 3 hold, 0 fail, 0 abstain | yes |")
     alike = line(page, "ours: independence of the outcome from the injection not rejected")
     assert alike.endswith("| seed 0 holds, p = .400, seed 1 holds, p = .400, seed 2 holds, p = .400 | yes |")
-    both = f"at most {limit}, measured .017 [.017, .017] (the attacks above); at most .080, measured .040 [.040, .040]"
+    swapped = line(page, "ours: independence of the outcome from what is injected not rejected")
+    assert swapped.endswith("| seed 0 holds, p = .600, seed 1 holds, p = .600, seed 2 holds, p = .600 | yes |")
+    varied = f"{clopper_pearson(1, N)[1]:.3f}".removeprefix("0")
+    both = f"at most {varied}, measured .017 [.017, .017] (the attacks above); at most .080, measured .040 [.040, .040]"
     assert f"{both} (the cases of the verification) | yes |" in line(page, "ours: eps_causal of outcomes")
     met = [row for row in page.splitlines() if row.startswith("| ours:") and row.endswith("| yes |")]
-    assert len(met) == 13, "all but SecAlign, which is as good"
+    assert len(met) == 14, "all but SecAlign, which is as good"
 
 
 def test_what_any_remark_costs_stands_beside_what_an_attack_costs(finished: str) -> None:

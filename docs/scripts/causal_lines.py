@@ -87,11 +87,12 @@ def eps_lines(steps: Steps, seeds: Sequence[int], found: Sequence[Found]) -> Ite
     of_verification = ("the cases of the verification", found)
     yield _eps_line("outcomes", "causal/eps/outcome/worst", (of_attacks, of_verification))
     yield _eps_line("tokens", "causal/eps/token/worst", (of_verification,))
-    yield (
-        f"{OURS}: independence of the outcome from the injection not rejected (p > .05), with the power to",
-        verified.by_seed(found, seeds, verified.INDEPENDENCE) or "not run",
-        verified.every(each.holds(verified.INDEPENDENCE) for each in found),
-    )
+    for name, what in ((verified.INDEPENDENCE, "the injection"), (verified.SWAPPED, "what is injected")):
+        yield (
+            f"{OURS}: independence of the outcome from {what} not rejected (p > .05), with the power to",
+            verified.by_seed(found, seeds, name) or "not run",
+            verified.every(each.holds(name) for each in found),
+        )
     for what, figure, least in (
         ("causal stability", "causal/stability", STABILITY),
         ("spurious separation", "causal/separation", SEPARATION),

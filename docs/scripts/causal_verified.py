@@ -12,6 +12,7 @@ from holdfast.evaluation.composites import Estimate
 
 BASE = "model=undefended"
 MATCH, INDEPENDENCE = "causal/graph/match", "causal/independence/outcome"
+SWAPPED = f"{INDEPENDENCE}/swapped"
 FIGURES = {
     "attack success, all families": "causal/attack_success",
     "eps_causal, outcomes": "causal/eps/outcome",

@@ -15,6 +15,7 @@ from holdfast.data.audit import wording
 from holdfast.data.counterfactual import CASE_FORMATS, Counterfactual, of_families, read_cases, read_unchecked
 from holdfast.data.counterfactual.checks import holds
 from holdfast.data.counterfactual.injector import rarest
+from holdfast.data.counterfactual.lab import lab_cases
 from holdfast.data.counterfactual.splits import connected, hashed, held_out
 from holdfast.data.lab import rows as lab_rows
 from holdfast.data.lab.attacks import HELD_OUT
@@ -186,6 +187,12 @@ def test_a_test_split_without_a_held_out_family_is_refused(tmp_path: Path) -> No
     records[1]["attack"] = "naive"
     source = write(tmp_path / "cases.jsonl", records)
     assert [case.id for case in read_cases(source.model_copy(update={"split": "test"}))] == ["1"]
+
+
+def test_no_scenario_of_the_lab_stands_in_two_splits_however_many_are_drawn() -> None:
+    """Three words to quote and three words to turn are dealt to splits apart, and at 5,000 cases a list comes twice."""
+    splits = [{case.group for case in lab_cases(split, 5000, 0)} for split in ("train", "validation", "test")]
+    assert len(set.union(*splits)) == sum(map(len, splits))
 
 
 def test_cases_without_a_split_are_split_by_group_and_held_out_families_are_never_trained_on(tmp_path: Path) -> None:

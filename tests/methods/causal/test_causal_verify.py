@@ -135,33 +135,40 @@ def test_a_set_that_carries_no_verification_is_refused(
     cases: list[Counterfactual], bound: float | None, sentence: str
 ) -> None:
     with pytest.raises(DataError) as problem:
-        rows.tested(cases, 300, 0, bound)
+        rows.tested(cases, VerifyConfig(bound=bound))
     assert sentence in str(problem.value)
 
 
 def test_a_set_that_is_large_enough_for_its_bound_passes_and_one_row_fewer_does_not() -> None:
     trained = [case(0, "train", attack="ignore")]
     enough = [case(i, "test", group=f"g{i}", attack="role_claim") for i in range(14)]
-    assert rows.tested([*trained, *enough], 300, 0, 0.2).held_out == {"role_claim"}
+    assert rows.tested([*trained, *enough], VerifyConfig(bound=0.2)).held_out == {"role_claim"}
     with pytest.raises(DataError, match="got role_claim 13"):
-        rows.tested([*trained, *enough[:-1]], 300, 0, 0.2)
+        rows.tested([*trained, *enough[:-1]], VerifyConfig(bound=0.2))
+
+
+def test_only_the_named_families_are_asked_and_an_unknown_one_is_refused() -> None:
+    found = rows.tested(a_set(12), VerifyConfig(families=("role_claim",)))
+    assert ({case.attack for case in found.cases}, len(found.cases)) == ({"role_claim"}, 6)
+    with pytest.raises(DataError, match="attack family 'role_clam'"):
+        rows.tested(a_set(12), VerifyConfig(families=("role_clam",)))
 
 
 def test_test_cases_without_a_sign_of_obeying_are_left_out_with_a_note() -> None:
     cases = [*a_set(12), *blind([case(50 + i, "test", group=f"b{i}", attack="encoded") for i in range(2)])]
-    found = rows.tested([*cases[:8], *blind(cases[8:9]), *cases[9:]], 300, 0, None)
+    found = rows.tested([*cases[:8], *blind(cases[8:9]), *cases[9:]], VerifyConfig())
     assert {each.id for each in found.cases} == {each.id for each in cases[9:-2]}
     assert found.held_out == {"role_claim"}
     assert found.notes == (
         "3 of 14 test cases have neither witness nor payload_answer: whether they were followed is not told, and they "
         "are left out, and with them every case of encoded.",
     )
-    assert rows.tested(a_set(12), 300, 0, None).notes == ()
+    assert rows.tested(a_set(12), VerifyConfig()).notes == ()
 
 
 @pytest.mark.parametrize("sign", ["witness", "payload_answer"])
 def test_one_sign_of_obeying_is_enough(sign: str) -> None:
-    assert len(rows.tested([replace(each, **{sign: ""}) for each in a_set(12)], 300, 0, None).cases) == 12
+    assert len(rows.tested([replace(each, **{sign: ""}) for each in a_set(12)], VerifyConfig()).cases) == 12
 
 
 def test_cases_that_all_inject_the_same_are_refused() -> None:

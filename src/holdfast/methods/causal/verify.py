@@ -61,7 +61,7 @@ def prepare(cases: Sequence[Counterfactual], settings: VerifyConfig) -> Tested:
     """
     if find_spec("causallearn") is None:
         raise MissingExtra("causal discovery", "verify")
-    found = verify_rows.tested(cases, settings.rows, settings.seed, settings.bound)
+    found = verify_rows.tested(cases, settings)
     verify_rows.swaps(found.cases, settings.seed)
     return found
 

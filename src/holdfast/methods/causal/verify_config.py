@@ -15,6 +15,8 @@ class VerifyConfig(Config):
     empty means what the MLP reads at a half, at three quarters and at the end of the model."""
     rows: int = Field(default=300, ge=6)
     """Test cases at most, drawn by ``seed``; the audit of the set sees all of them."""
+    families: tuple[str, ...] = ()
+    """Attack families that are asked; all of them where it is left out."""
     draws: int = Field(default=999, ge=999)
     """Permutations of every test: p is at least 1 / (1 + draws)."""
     bound: float | None = Field(default=None, gt=0, lt=1)

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from holdfast.core.errors import DataError
-from holdfast.data.counterfactual import Counterfactual, read_cases, read_unchecked
+from holdfast.data.counterfactual import Counterfactual, of_families, read_cases, read_unchecked
 from holdfast.data.counterfactual.checks import check_cases, holds, words
 from holdfast.data.counterfactual.splits import check_held_out
 from holdfast.data.examples import Example
 from holdfast.data.sources import SourceConfig
 from holdfast.evaluation import intervals
 from holdfast.evaluation.intervals import samples_to_certify
+from holdfast.methods.causal.verify_config import VerifyConfig
 
 FEWEST_GROUPS = 6
 """Pairs of fewer groups can change sides in fewer than 40 ways, so that nothing can be tested."""
@@ -86,18 +87,18 @@ def read(source: SourceConfig) -> tuple[Counterfactual, ...]:
     return found
 
 
-def tested(cases: Sequence[Counterfactual], rows: int, seed: int, bound: float | None) -> Tested:
+def tested(cases: Sequence[Counterfactual], settings: VerifyConfig) -> Tested:
     """Test cases and held-out families.
 
-    Args:
-        bound: The attack success to certify, where that is planned.
     Raises:
-        DataError: no test case, none with a sign of obeying, too few groups, no answers, no held-out family, or
-            families too small for ``bound``.
+        DataError: no test case, none of a named family, none with a sign of obeying, too few groups, no answers, no
+            held-out family, or families too small for the bound.
     """
     check_held_out(cases, "Cases to verify on")
-    test, blind = _told([case for case in cases if case.split == "test"])
-    drawn = test if len(test) <= rows else [test[i] for i in sorted(random.Random(seed).sample(range(len(test)), rows))]
+    test, blind = _told(of_families([case for case in cases if case.split == "test"], settings.families))
+    drawn = test
+    if len(test) > settings.rows:
+        drawn = [test[i] for i in sorted(random.Random(settings.seed).sample(range(len(test)), settings.rows))]
     groups = len({case.group for case in drawn})
     if groups < FEWEST_GROUPS:
         raise DataError(
@@ -116,8 +117,8 @@ def tested(cases: Sequence[Counterfactual], rows: int, seed: int, bound: float |
             f"No held-out family among {len(drawn)} test cases drawn: got the attacks "
             f"{', '.join(sorted({case.attack for case in drawn}))}, all of them in train. {blind or 'Do: raise rows.'}"
         )
-    if bound is not None:
-        _check_size(drawn, held, bound)
+    if settings.bound is not None:
+        _check_size(drawn, held, settings.bound)
     untrained = "" if trained else "There are no training cases, so that every family counts as held out."
     return Tested(tuple(drawn), held, tuple(filter(None, (blind, untrained))))
 
