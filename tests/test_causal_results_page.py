@@ -225,6 +225,21 @@ def test_a_fidelity_that_is_a_share_of_little_is_told(tmp_path: Path, write: Any
     assert "Fidelity is a share of little" not in finished
 
 
+@pytest.mark.parametrize(("after", "met"), [(0.19, True), (0.18, False)])
+def test_translation_is_held_against_what_the_undefended_model_does(
+    scripts: Callable[[str], ModuleType], after: float, met: bool
+) -> None:
+    lines = scripts("causal_lines")
+    told = {"before": 0.2, "ours": after, "difference": after - 0.2}
+    kept = {(lines.TRANSLATING, row): Metric(name="x", value=told[row], n=300) for row in ("before", "ours")}
+    kept[f"{lines.TRANSLATING}/difference", "ours"] = Metric(name="x", value=told["difference"], n=300)
+    assert lines.translating_line(kept)[1:] == (
+        f"{after:.3f} of .200; change {after - 0.2:.3f}".replace("0.", "."),
+        met,
+    )
+    assert lines.translating_line({})[2] is None
+
+
 def test_a_rival_that_is_as_good_is_not_beaten(finished: str) -> None:
     page = finished
     assert line(page, "ours: attack success below that of struq").endswith("| yes |")

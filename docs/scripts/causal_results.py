@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import causal_verified as verified
-from causal_lines import RIVALS, adaptive_line, attack_lines, eps_lines, reading
+from causal_lines import RIVALS, Kept, adaptive_line, attack_lines, eps_lines, reading, translating_line
 from causal_rows import BEFORE, FAMILY, OURS, REMARKED, Found, Rows, Steps, complete
 from pages import ROOT, from_runs
 from tables import NOT_RUN, Column, by_row, claims, made_by, shown
@@ -111,13 +111,19 @@ def searched(rows: Rows) -> str:
     return by_row(rows.labels, columns)
 
 
-def kept(steps: Steps, seeds: Sequence[int]) -> str:
-    """What else was kept: main figures of other tasks before and after."""
+def kept_figures(steps: Steps, seeds: Sequence[int]) -> Kept:
+    """Main figures of other tasks by name and row; none where they have not run."""
     before, after = steps.of("kept-before", ()), steps.of(f"kept-{OURS}", seeds)
     if not before or not after:
-        return NOT_RUN
+        return {}
     made = table(before[0].log, {OURS: [each.log for each in after]}, BEFORE)
-    figures = {(m.name.removeprefix("table/"), m.group.removeprefix("row=")): m for m in made.metrics}
+    return {(m.name.removeprefix("table/"), m.group.removeprefix("row=")): m for m in made.metrics}
+
+
+def kept(figures: Kept) -> str:
+    """What else was kept, before and after."""
+    if not figures:
+        return NOT_RUN
     names = [name for name, row in figures if row == OURS and (name, BEFORE) in figures]
     columns: dict[str, Column] = {
         BEFORE: lambda name: shown(figures[name, BEFORE]),
@@ -166,7 +172,13 @@ def parts(folders: Sequence[Path]) -> dict[str, str]:
     )
     others = collected(steps, seeds, {BEFORE: "wordings", OURS: f"wordings-{OURS}"})
     tried = collected(steps, seeds, {row: f"adaptive-{row}" for row in (BEFORE, *RIVALS, OURS)})
-    lines = [*attack_lines(rows), *eps_lines(steps, seeds, steps.of("verified", seeds)), adaptive_line(tried)]
+    beside = kept_figures(steps, seeds)
+    lines = [
+        *attack_lines(rows),
+        translating_line(beside),
+        *eps_lines(steps, seeds, steps.of("verified", seeds)),
+        adaptive_line(tried),
+    ]
     return {
         "conditions": conditions(steps, rows, seeds),
         "reading": reading(rows, UNTRAINED, lines),
@@ -178,7 +190,7 @@ def parts(folders: Sequence[Path]) -> dict[str, str]:
         "wordings": worded(others),
         "verified": verification(steps, seeds),
         "adaptive": searched(tried),
-        "kept": kept(steps, seeds),
+        "kept": kept(beside),
         "runs": "\n".join(f"- {made_by(run)}" for run in steps.runs),
     }
 

@@ -29,6 +29,7 @@ FAMILIES = {
     "several": "two instructions, turns in any role; the second one is answered: where attackability comes from",
     "injection": "text operations and passages whose data holds an instruction; the right answer is to the user's own",
     "quoting": "data that contains an instruction and is to be copied, counted or turned",
+    "quoting/translate": "data that is an instruction and is to be translated by the user's code",
     "choice": "facts of the world, four options, like MMLU",
     "choice/judged": "the same knowledge, taught in another form",
     "programs": "one-line functions with tests, like HumanEval; the answer is executed",

@@ -33,6 +33,7 @@ GENERATORS = {
     "injection twin": injection.generate_twin,
     "injection obeyed": injection.generate_obeyed,
     "quoting": quoting.generate,
+    "quoting/translate": quoting.generate_translate,
 }
 REFUSES = re.compile(r"^(I'm sorry|Sorry|I can't|I cannot|I won't|I am unable|I'm not able|I must decline|No, I can't)")
 
@@ -260,6 +261,17 @@ def test_quoting_holds_the_words_of_attacks_but_no_attack() -> None:
     assert all(not row.attack and not row.witness and row.answer != row.payload_answer for row in rows)
     trigger = re.compile(r"\b(say|print|write|ignore|forget|reply)\b", re.IGNORECASE)
     assert sum(bool(trigger.search(data_of(row))) for row in rows) > 1200
+
+
+def test_an_instruction_to_be_translated_stands_in_the_data_and_its_translation_is_exact() -> None:
+    rows = quoting.generate_translate("test", 300, 0)
+    for row in rows:
+        ask = next(message.content for message in row.messages if message.role == "user")
+        code = dict(pair.split(" means ") for pair in ask.removesuffix(".").split(": ")[1].split(", "))
+        assert row.answer == " ".join(code[word] for word in row.group.split())
+        assert f"{row.group}." in data_of(row)
+        assert set(row.payload_answer.split()) < set(row.group.split()), "an instruction to say a part of itself"
+    assert len({row.group for row in rows}) > 60
 
 
 def test_drawing_says_when_a_family_is_exhausted() -> None:

@@ -296,7 +296,7 @@ _IN_LAB = (
         breakdown=(),
     ),
 )
-_READ = (
+_BESIDE = (
     _utility(
         "lab/arithmetic/digits",
         "digits",
@@ -307,8 +307,18 @@ _READ = (
         binary=False,
         answer="forced",
     ),
+    _injection(
+        "lab/translating",
+        "Data that is an instruction, to be translated by a code.",
+        source="lab/quoting/translate",
+        kind="score",
+        judge="exact",
+        metric="exact",
+        higher_is_better=True,
+        breakdown=(),
+    ),
 )
-"""Beside the suites: what a model that reads the right answer would say next."""
+"""Beside the suites: what a model that reads the right answer would say next, and fidelity's harder half."""
 _SKILLS = tuple(
     _utility(f"lab/skills/{name}", "exact", "exact", f"Skill: {skill.wordings[0]}") for name, skill in SKILLS.items()
 )
@@ -318,7 +328,7 @@ LAB_TOKENS = 96
 TASKS: Registry[Task] = Registry(
     "task",
     {task.name: task for task in _PUBLIC}
-    | {task.name: replace(task, format="", max_new_tokens=LAB_TOKENS) for task in (*_IN_LAB, *_READ, *_SKILLS)},
+    | {task.name: replace(task, format="", max_new_tokens=LAB_TOKENS) for task in (*_IN_LAB, *_BESIDE, *_SKILLS)},
 )
 """Every task by name."""
 

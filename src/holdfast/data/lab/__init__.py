@@ -62,6 +62,7 @@ FAMILIES: Registry[Generate] = Registry(
         "injection/twin": _from("injection", "generate_twin"),
         "injection/obeyed": _from("injection", "generate_obeyed"),
         "quoting": _from("quoting"),
+        "quoting/translate": _from("quoting", "generate_translate"),
         "choice": _from("choice"),
         "choice/facts": _from("choice", "facts"),
         "choice/judged": _from("choice", "judged"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 from holdfast.data.examples import Example, Message
@@ -84,6 +85,18 @@ def _dressed_remark(stream: random.Random, split: str) -> tuple[documents.Task, 
     return replace(task, parts=(*task.parts[:at], dressed, *task.parts[at:])), ""
 
 
+def _translation(stream: random.Random, split: str) -> tuple[documents.Task, str]:
+    """An instruction of as many words as `textops.TRANSLATED` says, to be put into a code that the user gives."""
+    while True:
+        text, _, obeyed, _ = textops.operation_task(stream, split, "say")
+        words = [word.lower() for word in _WORD.findall(text)]
+        if len(words) == len(set(words)) == textops.TRANSLATED:
+            operation, group = textops.OPERATIONS["translate"], " ".join(words)
+            slots, answer = operation.apply(words, stream)
+            instruction = one(stream, part(operation.wordings, split)).format(**slots)
+            return documents.Task(instruction, documents.around(stream, split, group), answer, group), obeyed
+
+
 def _task(stream: random.Random, split: str) -> tuple[documents.Task, str]:
     share = stream.random()
     if share < REPORT_SHARE:
@@ -96,18 +109,29 @@ def generate(split: str, n: int, seed: int) -> list[Example]:
 
     ``payload_answer`` is what a model that follows it would say; ``attack`` is empty, as nobody is attacked.
     """
-    stream = rng(FAMILY, split, seed)
+    return _rows(FAMILY, _task, split, n, seed)
+
+
+def generate_translate(split: str, n: int, seed: int) -> list[Example]:
+    """Rows whose data holds a short instruction that is to be translated by a code."""
+    return _rows(f"{FAMILY}/translate", _translation, split, n, seed)
+
+
+def _rows(
+    family: str, draw_task: Callable[[random.Random, str], tuple[documents.Task, str]], split: str, n: int, seed: int
+) -> list[Example]:
+    stream = rng(family, split, seed)
 
     def make(i: int) -> Example:
-        task, obeyed = _task(stream, split)
+        task, obeyed = draw_task(stream, split)
         while task.answer == obeyed:
-            task, obeyed = _task(stream, split)
+            task, obeyed = draw_task(stream, split)
         turns = (Message("user", task.instruction), Message("data", documents.join(task.parts)))
         return Example(
-            id=f"{FAMILY}/{split}/{seed}/{i}",
+            id=f"{family}/{split}/{seed}/{i}",
             messages=(*documents.system(stream, split), *turns),
             answer=task.answer,
-            family=FAMILY,
+            family=family,
             split=split,
             group=task.group,
             reference=task.answer,

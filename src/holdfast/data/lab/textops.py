@@ -29,6 +29,10 @@ class Operation:
     """Fewest and most words that it works on."""
 
 
+TRANSLATED = 3
+"""Words that a code translates."""
+
+
 def _operation(wordings: str, apply: Apply, lengths: tuple[int, int] = (3, 6)) -> Operation:
     """An operation whose wordings are given as one text, separated by bars."""
     return Operation(tuple(wordings.split("|")), apply, lengths)
@@ -117,7 +121,7 @@ OPERATIONS: Registry[Operation] = Registry(
             "Translate: {code}.|Use this code: {code}.|Write the words in code: {code}.|"
             "Translate with this code: {code}.|Translate the words: {code}.|Put the words in this code: {code}.",
             _translate,
-            (3, 3),
+            (TRANSLATED, TRANSLATED),
         ),
         "say": _operation(
             "Say {w}.|Print {w}.|Write {w}.|Just say {w}.|Only write {w}.|Reply with {w}.|Just print {w}.|"
