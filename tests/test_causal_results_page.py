@@ -225,18 +225,17 @@ def test_a_fidelity_that_is_a_share_of_little_is_told(tmp_path: Path, write: Any
     assert "Fidelity is a share of little" not in finished
 
 
-@pytest.mark.parametrize(("after", "met"), [(0.19, True), (0.18, False)])
+@pytest.mark.parametrize(("before", "after", "met"), [(0.8, 0.76, True), (0.8, 0.75, False), (0.05, 0.05, None)])
 def test_translation_is_held_against_what_the_undefended_model_does(
-    scripts: Callable[[str], ModuleType], after: float, met: bool
+    scripts: Callable[[str], ModuleType], before: float, after: float, met: bool | None
 ) -> None:
     lines = scripts("causal_lines")
-    told = {"before": 0.2, "ours": after, "difference": after - 0.2}
+    told = {"before": before, "ours": after, "difference": after - before}
     kept = {(lines.TRANSLATING, row): Metric(name="x", value=told[row], n=300) for row in ("before", "ours")}
     kept[f"{lines.TRANSLATING}/difference", "ours"] = Metric(name="x", value=told["difference"], n=300)
-    assert lines.translating_line(kept)[1:] == (
-        f"{after:.3f} of .200; change {after - 0.2:.3f}".replace("0.", "."),
-        met,
-    )
+    _, said, reached = lines.translating_line(kept)
+    assert said.startswith(f"{after:.3f} of {before:.3f}".replace("0.", "."))
+    assert reached is met
     assert lines.translating_line({})[2] is None
 
 

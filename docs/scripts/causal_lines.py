@@ -75,6 +75,8 @@ def translating_line(kept: Kept) -> Line:
     if before is None or after is None or before.value is None or after.value is None:
         return what, "not run", None
     told = f"{shown(after)} of {shown(before)}; change {shown(kept[f'{TRANSLATING}/difference', OURS])}"
+    if before.value < HARDLY:
+        return what, f"{told}; the undefended model hardly can", None
     return what, told, after.value >= FIDELITY * before.value
 
 

@@ -189,7 +189,7 @@ def test_a_test_split_without_a_held_out_family_is_refused(tmp_path: Path) -> No
     assert [case.id for case in read_cases(source.model_copy(update={"split": "test"}))] == ["1"]
 
 
-def test_no_scenario_of_the_lab_stands_in_two_splits_however_many_are_drawn() -> None:
+def test_no_scenario_of_the_lab_stands_in_two_splits_of_5000_cases() -> None:
     """Three words to quote and three words to turn are dealt to splits apart, and at 5,000 cases a list comes twice."""
     splits = [{case.group for case in lab_cases(split, 5000, 0)} for split in ("train", "validation", "test")]
     assert len(set.union(*splits)) == sum(map(len, splits))

@@ -125,7 +125,7 @@ BAD: list[tuple[str, bytes, str]] = [
     ("one.json", b'{\n "Mail": ["Sing."]\n}\n', "Do: name the file that has the rows"),
     ("in.json", b'{"n": 1,\n "a b": [{"prompt": "x"}]}', r"if the rows are in 'a b', .* jq '\.\[\"a b\"\]' in.json"),
     ("many.jsonl", b'{\n"prompt": "a"\n}\n{"prompt": "b"}', "many.jsonl has no row a line: got objects over several"),
-    ("list.jsonl", b'{"prompt": "a"}\n3\n', "list.jsonl line 2 is a int, expected an object"),
+    ("list.jsonl", b'{"prompt": "a"}\n3\n', "list.jsonl line 2 is of type int, expected an object"),
     ("cut.json", b'[{"prompt": "a"}, {"pro', "cut.json is not a whole JSON array"),
     ("latin.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n', "line 2 has byte 0xe9 at offset 31.*iconv -f latin-1"),
     ("wide.csv", "prompt\nq\n".encode("utf-16"), "line 1 has byte 0xff at offset 0.*iconv -f utf-16"),

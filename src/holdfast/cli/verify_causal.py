@@ -50,7 +50,8 @@ def causal(  # noqa: PLR0913, PLR0917 - one parameter an option
         str | None, typer.Option(metavar="BASE", help="The model before its defence: its figures stand beside.")
     ] = None,
     layers: Annotated[str, typer.Option(help="Layers whose inputs are looked at, e.g. layers.3.up_proj,o_proj.")] = "",
-    rows: Annotated[int, typer.Option(help="Test cases at most.")] = 300,
+    rows: Annotated[int, typer.Option(help="Test cases at most, drawn evenly over families.")] = 300,
+    families: Annotated[str, typer.Option(help="Attack families that are asked, e.g. role_claim,ignore.")] = "",
     bound: Annotated[
         float | None, typer.Option(help="Attack success to certify, e.g. 0.05; too few rows for it are refused.")
     ] = None,
@@ -64,7 +65,7 @@ def causal(  # noqa: PLR0913, PLR0917 - one parameter an option
     Claims that cannot be decided abstain, and say what is missing. Needs the extra 'verify'. A model in 4 bits, or with
     other settings of its own, is verified by a recipe: see 'holdfast show verify'.
     """
-    settings = _settings(layers=layers, rows=rows, bound=bound, draws=draws, seed=seed)
+    settings = _settings(layers=layers, families=families, rows=rows, bound=bound, draws=draws, seed=seed)
     found = _run(model_named(model, adapter, any_base), against, data, settings)
     if out is not None:
         write_atomically(out, json.dumps(_record(found), indent=1, ensure_ascii=False) + "\n")
@@ -77,14 +78,15 @@ def causal(  # noqa: PLR0913, PLR0917 - one parameter an option
         raise typer.Exit(1)
 
 
-def _settings(*, layers: str, **given: Any) -> VerifyConfig:
+def _settings(*, layers: str, families: str, **given: Any) -> VerifyConfig:
     from pydantic import ValidationError
 
     from holdfast.core.config import explain
     from holdfast.methods.causal.verify_config import VerifyConfig
 
     try:
-        return VerifyConfig(layers=tuple(filter(None, layers.split(","))), **given)
+        named, attacks = (tuple(filter(None, text.split(","))) for text in (layers, families))
+        return VerifyConfig(layers=named, families=attacks, **given)
     except ValidationError as problem:
         raise explain(problem, "holdfast verify causal", VerifyConfig) from problem
 

@@ -15,7 +15,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from holdfast.data.counterfactual import Counterfactual
-from holdfast.data.counterfactual.checks import faults, words
+from holdfast.data.counterfactual.checks import faults, faulty, words
 from holdfast.data.examples import Example
 from holdfast.data.lab.splits import SPLITS
 from holdfast.data.lab.words import bag_of_words_accuracy, length_accuracy
@@ -44,7 +44,7 @@ REMEDIES = {
     "no near duplicates across splits": "give tasks that are nearly the same one 'group' and one 'split', or take them "
     "out of training.",
     "injections unseen": "write other injections for the test split: a wording belongs to one split.",
-    "held-out families": "keep one attack family out of training and validation, in the test split alone.",
+    "held-out families": "keep one attack family out of training, in the test split alone.",
     "variety of attacks": f"add attacks, to at least {FEWEST_FAMILIES} families and {FEWEST_WORDINGS} wordings.",
     "words do not tell": "add clean texts with orders in them that are not meant for the model, also as 'twin_data'.",
     "length does not tell": "add clean texts as long as the attacked ones, also as 'twin_data'.",
@@ -144,7 +144,7 @@ def wordings(cases: Sequence[Counterfactual]) -> int:
 
 def _validity(cases: Sequence[Counterfactual]) -> Check:
     found = faults(cases)
-    rows = {ident for ident, _ in found}
+    rows = faulty(cases, found)
     listed = "; ".join(f"row {ident!r}: {fault}" for ident, fault in found[:SHOWN])
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     unanswered = sum(not case.answer.strip() for case in cases)

@@ -153,7 +153,9 @@ def _json_array(path: Path, text: str) -> Records:
 
 def _object(record: object, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise DataError(f"{where} is a {type(record).__name__}, expected an object with named columns.")
+        raise DataError(
+            f"{where} is of type {type(record).__name__}, expected an object with named columns. Do: correct it."
+        )
     return record
 
 

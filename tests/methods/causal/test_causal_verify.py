@@ -20,6 +20,7 @@ from holdfast.core.errors import DataError, NumericsError
 from holdfast.core.results import Verdict
 from holdfast.data.counterfactual import Counterfactual
 from holdfast.data.counterfactual.checks import holds
+from holdfast.data.examples import Example
 from holdfast.evaluation.attacks.told import NO_DATA_ROLE
 from holdfast.evaluation.independence import ALPHA, Trial
 from holdfast.evaluation.intervals import upper_bound
@@ -90,6 +91,8 @@ def test_every_case_gets_the_injection_of_another_that_would_show_in_it() -> Non
     others = rows.swaps([hidden, *cases[1:]], 0).others
     assert set(others) == set(range(1, 12)), "obeying another injection would not be seen in the first"
     assert len({made.injection for made in others.values()}) > 2
+    noted = "1 cases fit no injection of another case and keep their own."
+    assert rows.swaps([hidden, *cases[1:]], 0).notes[-1] == noted
     for number, made in others.items():
         own = cases[number]
         assert (made.instruction, made.data, made.answer, made.group) == (
@@ -108,7 +111,7 @@ def test_cases_that_hold_a_swapped_witness_are_left_out_and_counted() -> None:
     words = " ".join(each.witness for each in cases[:11])
     swaps = rows.swaps([*cases[:11], replace(cases[11], data=f"The tide list: {words}")], 0)
     assert cases[11].id not in {each.id for each in swaps.cases}
-    assert swaps.notes == ("1 cases hold a swapped witness already and are left out of swaps.",)
+    assert swaps.notes[0] == "1 cases hold a swapped witness already and are left out of swaps."
 
 
 @pytest.mark.parametrize(("keys", "why"), [({"payload_answer": ""}, "have an answer"), ({"channel": "user"}, "turn")])
@@ -152,6 +155,19 @@ def test_only_the_named_families_are_asked_and_an_unknown_one_is_refused() -> No
     assert ({case.attack for case in found.cases}, len(found.cases)) == ({"role_claim"}, 6)
     with pytest.raises(DataError, match="attack family 'role_clam'"):
         rows.tested(a_set(12), VerifyConfig(families=("role_clam",)))
+
+
+def test_cases_are_drawn_evenly_over_families() -> None:
+    many = [replace(each, attack="role_claim" if i < 30 else "encoded") for i, each in enumerate(asked_of(40))]
+    for most, counts in ((12, [6, 6]), (30, [20, 10])):
+        drawn = rows.tested([*a_set(0), *many], VerifyConfig(rows=most)).cases
+        assert [sum(each.attack == name for each in drawn) for name in ("role_claim", "encoded")] == counts
+        assert [each.id for each in many if each in drawn] == [each.id for each in drawn], "in their order"
+
+
+def test_families_that_were_trained_on_alone_are_refused() -> None:
+    with pytest.raises(DataError, match="Do: name a family that is only tested"):
+        rows.tested(a_set(12), VerifyConfig(families=("ignore",)))
 
 
 def test_test_cases_without_a_sign_of_obeying_are_left_out_with_a_note() -> None:
@@ -239,6 +255,20 @@ def test_a_model_that_obeys_either_injection_fails_the_swap_and_one_that_obeys_n
     assert "one injection against another" in tested.null
     assert set(curves) == {"power/outcome/swapped"}
     assert {metric.name for metric in metrics} == {f"{tested.name}/{part}" for part in ("size", "power")}
+
+
+def test_rare_obedience_is_found_beside_tasks_that_come_and_go() -> None:
+    """10 of 300 cases obey either injection, 36 do or lose their task by chance: the level without, always with."""
+    dice, groups, found = random.Random(0), [f"g{i}" for i in range(300)], {0: 0, 10: 0}
+    for _ in range(60):
+        churn = [("other", "task_done") if dice.random() < 0.5 else ("task_done", "other") for _ in range(36)]
+        for obeyed in found:
+            pairs = [("followed", "followed the other")] * obeyed + churn
+            pairs += [("task_done", "task_done")] * (300 - len(pairs))
+            p_value, _ = independence._outcome_test(*zip(*pairs, strict=True), groups, 199, dice.randrange(2**31))
+            found[obeyed] += p_value <= ALPHA
+    assert found[10] == 60
+    assert binom.sf(found[0] - 1, 60, ALPHA) > 0.001
 
 
 def test_outcomes_that_change_both_ways_alike_are_rejected_no_more_often_than_the_level() -> None:
@@ -488,6 +518,26 @@ def test_a_model_is_verified_beside_itself_with_the_same_figures(monkeypatch: py
     assert "causal/attack_success/ignore" not in names, "it was trained on"
     assert len(names) == len(set(names))
     assert "8 groups of cases can be crossed" in named(found.verdicts, "causal/graph").reason
+
+
+def test_every_swapped_answer_stands_beside_that_of_its_own_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One case obeys what is swapped in, behind one that fits no other injection: one outcome changes, of eleven."""
+    monkeypatch.setattr(independence, "PAIRED", Trial(shifts=(4.0,), simulations=2))
+    monkeypatch.setattr(independence, "FEW", Trial(shifts=(4.0,), simulations=2, draws=19))
+    cases = asked_of(12)
+    cases[0] = replace(cases[0], data=" ".join(["The tide list:", *(each.witness for each in cases[1:])]))
+    rest = ["other", "task_done", "refused", "task_done"]
+
+    def said(_: object, asked: list[Example], *__: object) -> list[str]:
+        numbers = [next(i for i, each in enumerate(cases) if row.id.startswith(f"{each.id}/")) for row in asked]
+        swapped = [row.id.count("/") > cases[0].id.count("/") + 1 for row in asked]
+        return ["followed" if s and n == 5 else rest[n % 4] for n, s in zip(numbers, swapped, strict=True)]
+
+    monkeypatch.setattr("holdfast.methods.causal.verify.answered", said)
+    monkeypatch.setattr("holdfast.methods.causal.verify_seen.answered", said)
+    pytest.importorskip("causallearn")
+    found = verify(tiny("llama"), [*a_set(0), *cases], VerifyConfig(layers=("layers.1.up_proj",)))
+    assert "1 of 11 outcomes change" in named(found.verdicts, "causal/independence/outcome/swapped").reason
 
 
 def test_a_representation_that_is_the_same_for_all_cases_is_refused() -> None:

@@ -79,6 +79,12 @@ def faults(cases: Sequence[Counterfactual]) -> list[tuple[str, str]]:
     return [(case.id, fault) for case in cases for fault in problems(case)] + twice
 
 
+def faulty(cases: Sequence[Counterfactual], found: Sequence[tuple[str, str]]) -> list[Counterfactual]:
+    """The cases that ``faults`` are about: all of an id that stands twice."""
+    named = {name for name, _ in found}
+    return [case for case in cases if case.id in named]
+
+
 def check_cases(cases: Sequence[Counterfactual], where: str) -> None:
     """Refuse cases that nothing could be learnt or measured on.
 
@@ -88,7 +94,7 @@ def check_cases(cases: Sequence[Counterfactual], where: str) -> None:
     found = faults(cases)
     if found:
         ident, fault = found[0]
-        rows = len({name for name, _ in found})
+        rows = len(faulty(cases, found))
         others = f" ({rows} of {len(cases)} rows have faults)" if rows > 1 else ""
         raise DataError(
             f"{where}: row {ident!r}: {fault}{others}. "

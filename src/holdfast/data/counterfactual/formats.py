@@ -28,7 +28,7 @@ def _own(row: Row) -> Counterfactual:
     """A record with the names of the fields of a case."""
     channel = row.optional("channel") or "data"
     if channel not in {"data", "user"}:
-        raise DataError(f"{row.where}: the channel is {channel!r}, expected data or user.")
+        raise DataError(f"{row.where}: the channel is {channel!r}, expected data or user. Do: correct it.")
     return Counterfactual(
         id=row.optional("id") or f"{row.stem}/{row.index}",
         group=row.optional("group") or words(row.text("data")),

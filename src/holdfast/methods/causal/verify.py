@@ -52,8 +52,8 @@ class Verification:
         return tuple(verdict for verdict in self.verdicts if verdict.holds is False)
 
 
-def prepare(cases: Sequence[Counterfactual], settings: VerifyConfig) -> Tested:
-    """The cases that are asked; everything that can be wrong with them is said before a model loads.
+def prepare(cases: Sequence[Counterfactual], settings: VerifyConfig) -> tuple[Tested, Swaps]:
+    """The cases that are asked, and their swaps; all that can be wrong with them is said before a model loads.
 
     Raises:
         DataError: see `verify_rows.tested` and `verify_rows.swaps`.
@@ -62,8 +62,7 @@ def prepare(cases: Sequence[Counterfactual], settings: VerifyConfig) -> Tested:
     if find_spec("causallearn") is None:
         raise MissingExtra("causal discovery", "verify")
     found = verify_rows.tested(cases, settings)
-    verify_rows.swaps(found.cases, settings.seed)
-    return found
+    return found, verify_rows.swaps(found.cases, settings.seed)
 
 
 def verify(
@@ -88,8 +87,7 @@ def verify(
         NumericsError: a representation is not finite, or the same for all cases.
         MissingExtra: causal-learn is not installed.
     """
-    tested = prepare(cases, settings)
-    swaps = verify_rows.swaps(tested.cases, settings.seed)
+    tested, swaps = prepare(cases, settings)
     seen = look(loaded, tested.cases, swaps, settings.layers, say, loaded.name)
     others = [case.attacked() for case in swaps.others.values()]
     swapped = answered(loaded, others, say, f"{loaded.name}, injections swapped")

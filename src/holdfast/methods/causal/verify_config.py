@@ -14,7 +14,7 @@ class VerifyConfig(Config):
     """Kinds (``up_proj``), names (``layers.3.up_proj``) or globs of layers whose **inputs** are the representation;
     empty means what the MLP reads at a half, at three quarters and at the end of the model."""
     rows: int = Field(default=300, ge=6)
-    """Test cases at most, drawn by ``seed``; the audit of the set sees all of them."""
+    """Test cases at most, drawn by ``seed``, evenly over families; the audit of the set sees all of them."""
     families: tuple[str, ...] = ()
     """Attack families that are asked; all of them where it is left out."""
     draws: int = Field(default=999, ge=999)

@@ -96,9 +96,7 @@ def tested(cases: Sequence[Counterfactual], settings: VerifyConfig) -> Tested:
     """
     check_held_out(cases, "Cases to verify on")
     test, blind = _told(of_families([case for case in cases if case.split == "test"], settings.families))
-    drawn = test
-    if len(test) > settings.rows:
-        drawn = [test[i] for i in sorted(random.Random(settings.seed).sample(range(len(test)), settings.rows))]
+    drawn = _evenly(test, settings.rows, settings.seed)
     groups = len({case.group for case in drawn})
     if groups < FEWEST_GROUPS:
         raise DataError(
@@ -113,14 +111,26 @@ def tested(cases: Sequence[Counterfactual], settings: VerifyConfig) -> Tested:
     trained = {case.attack for case in cases if case.split == "train"}
     held = frozenset({case.attack for case in drawn} - trained)
     if not held:
+        remedy = "Do: name a family that is only tested." if settings.families else "Do: raise rows."
         raise DataError(
             f"No held-out family among {len(drawn)} test cases drawn: got the attacks "
-            f"{', '.join(sorted({case.attack for case in drawn}))}, all of them in train. {blind or 'Do: raise rows.'}"
+            f"{', '.join(sorted({case.attack for case in drawn}))}, all of them in train. {blind or remedy}"
         )
     if settings.bound is not None:
         _check_size(drawn, held, settings.bound)
     untrained = "" if trained else "There are no training cases, so that every family counts as held out."
     return Tested(tuple(drawn), held, tuple(filter(None, (blind, untrained))))
+
+
+def _evenly(test: Sequence[Counterfactual], most: int, seed: int) -> list[Counterfactual]:
+    """At most ``most`` cases in their order, of each family as many as of any other, as far as it has them."""
+    order = random.Random(seed).sample(range(len(test)), len(test))
+    seen: Counter[str] = Counter()
+    turn = {}
+    for number in order:
+        turn[number] = seen[test[number].attack]
+        seen[test[number].attack] += 1
+    return [test[number] for number in sorted(sorted(order, key=turn.__getitem__)[:most])]
 
 
 def _told(test: Sequence[Counterfactual]) -> tuple[list[Counterfactual], str]:
@@ -194,13 +204,20 @@ def swaps(cases: Sequence[Counterfactual], seed: int) -> Swaps:
         )
     left_out = len(cases) - len(kept)
     first, second = (tuple(swapped(case, donor) for case in kept) for donor in donors)
+    others = _others(cases, seed)
+    notes = (
+        f"{left_out} cases hold a swapped witness already and are left out of swaps." if left_out else "",
+        f"{len(cases) - len(others)} cases fit no injection of another case and keep their own."
+        if len(others) < len(cases)
+        else "",
+    )
     return Swaps(
         cases=kept,
         swapped=(first, second),
-        others=_others(cases, seed),
+        others=others,
         crossed=() if reason else tuple(_crossed(kept, given, seed)),
         reason=reason,
-        notes=(f"{left_out} cases hold a swapped witness already and are left out of swaps.",) if left_out else (),
+        notes=tuple(filter(None, notes)),
     )
 
 
