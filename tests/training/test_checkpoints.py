@@ -69,18 +69,21 @@ def test_a_run_stopped_in_the_middle_and_resumed_equals_the_whole_bit_for_bit(
         assert resumed.curves[name] == uninterrupted.curves[name]
 
 
-def test_ctrl_c_saves_a_checkpoint_and_the_rest_is_the_same(tmp_path: Path, whole: Any) -> None:
+@pytest.mark.parametrize("at", [3, 6])
+def test_ctrl_c_saves_a_checkpoint_and_the_rest_is_the_same(tmp_path: Path, whole: Any, at: int) -> None:
+    """In the middle, and in the last step, after which the run would otherwise go on."""
+
     def watch(step: int) -> dict[str, float]:
-        if step == 3:
+        if step == at:
             os.kill(os.getpid(), signal.SIGINT)
         return {}
 
     settings = SETTINGS.model_copy(update={"evaluate_every": 1, "save_every": None})
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="Stopped after step 3 of 6"):
+    with pytest.raises(KeyboardInterrupt, match=f"Stopped after step {at} of 6"):
         run(tmp_path, settings, validation=examples(4), watch=watch)
     assert signal.getsignal(signal.SIGINT) is before
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [f"step-{at:08}"]
     resumed = run(tmp_path, settings, validation=examples(4), resume=True)
     assert same_bits(weights(resumed), weights(whole))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from accelerate.utils import gather_object
@@ -220,10 +220,7 @@ class _Run:
                 self.companion.begin(done, self.steps, self.bare)
                 values = self.stepper.step(done, self.data.step(done), interrupts.wanted)
                 if values is None:
-                    self.save(done)
-                    raise KeyboardInterrupt(
-                        f"Stopped after step {done} of {self.steps}; a checkpoint is in {self.out}."
-                    )
+                    self._stop(done)
                 done += 1
                 values["tokens_per_second"] = self.stepper.speed
                 if self._is_due(self.config.evaluate_every, done):
@@ -234,7 +231,13 @@ class _Run:
                 progress.update(done, values["loss"], self.stepper.speed)
                 if self.config.save_every and done % self.config.save_every == 0:
                     self.save(done)
+            if self.stepper.agreed(interrupts.wanted):
+                self._stop(done)
         return self._result(done, curves_of(log.rows) if log else {})
+
+    def _stop(self, done: int) -> NoReturn:
+        self.save(done)
+        raise KeyboardInterrupt(f"Stopped after step {done} of {self.steps}; a checkpoint is in {self.out}.")
 
     def _is_due(self, every: int | None, done: int) -> bool:
         return every is not None and (done % every == 0 or done == self.steps)

@@ -106,6 +106,10 @@ class Stepper:
         summed: list[float] = total.tolist()
         return summed
 
+    def agreed(self, stop: bool) -> bool:
+        """Whether any process wants to ``stop``."""
+        return bool(self._over_processes([float(stop)])[0])
+
     def step(self, number: int, batches: Sequence[Batch], stop: bool) -> dict[str, float] | None:
         """Optimizer step ``number`` (from 0), or None when any process wants to ``stop`` before it.
 
