@@ -117,16 +117,21 @@ def eps_lines(steps: Steps, seeds: Sequence[int], found: Sequence[Found]) -> Ite
         before = shown(verified.spread(found, figure, verified.BASE))
         told = f"{shown(mean)}, undefended {before}" if found else "not run"
         yield f"{OURS}: {what} above {least:.2f}, mean over representations", told, above(mean.value, least)
-    match = verified.spread(found, verified.MATCH, verified.BASE)
+
+
+def graph_lines(found: Sequence[Found], discovered: Sequence[Found]) -> Iterator[Line]:
+    """What was to be shown of the causal graph: of the held-out families, and of all."""
+    both = (("all families", discovered), ("held-out families alone", found))
+    match = shown(verified.spread(discovered, verified.MATCH, verified.BASE))
     yield (
-        f"undefended: match with the expected graph, S -> R <- U and R -> O, at least {MATCH:.2f}",
-        f"{shown(match)}; {_counted(found, [verified.UNDEFENDED_GRAPH])}" if found else "not run",
-        verified.every(each.holds(verified.UNDEFENDED_GRAPH) for each in found),
+        f"undefended: match with the expected graph, S -> R <- U and R -> O, at least {MATCH:.2f}, on all families",
+        "; ".join([match, *(f"{where}: {_counted(of, [verified.UNDEFENDED_GRAPH])}" for where, of in both)]),
+        verified.every(each.holds(verified.UNDEFENDED_GRAPH) for each in discovered),
     )
     yield (
-        f"{OURS}: no edge from the injected instruction, stable over resamples",
-        _counted(found, verified.GONE),
-        verified.every(each.holds(name) for each in found for name in verified.GONE),
+        f"{OURS}: no edge from the injected instruction, stable over resamples, on either",
+        "; ".join(f"{where}: {_counted(of, verified.GONE)}" for where, of in both),
+        verified.every(each.holds(name) for each in (*discovered, *found) for name in verified.GONE),
     )
 
 

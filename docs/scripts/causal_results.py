@@ -13,7 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import causal_verified as verified
-from causal_lines import RIVALS, Kept, adaptive_line, attack_lines, eps_lines, reading, translating_line
+from causal_lines import (
+    RIVALS,
+    Kept,
+    adaptive_line,
+    attack_lines,
+    eps_lines,
+    graph_lines,
+    reading,
+    translating_line,
+)
 from causal_rows import BEFORE, FAMILY, OURS, REMARKED, Found, Rows, Steps, complete
 from pages import ROOT, from_runs
 from tables import NOT_RUN, Column, by_row, claims, made_by, shown
@@ -154,7 +163,8 @@ def verification(steps: Steps, seeds: Sequence[int]) -> str:
     found = steps.of("verified", seeds)
     if not found:
         return NOT_RUN
-    told = (verified.claims(found, seeds), verified.figures(found), verified.layers(found), verified.edges(found))
+    graph = steps.of("discovered", seeds) or found
+    told = (verified.claims(found, seeds), verified.figures(found), verified.layers(found), verified.edges(graph))
     return "\n\n".join((*told, verified.bounds(found, seeds)))
 
 
@@ -177,6 +187,7 @@ def parts(folders: Sequence[Path]) -> dict[str, str]:
         *attack_lines(rows),
         translating_line(beside),
         *eps_lines(steps, seeds, steps.of("verified", seeds)),
+        *graph_lines(steps.of("verified", seeds), steps.of("discovered", seeds)),
         adaptive_line(tried),
     ]
     return {
