@@ -269,6 +269,7 @@ KEYS: dict[str, dict[str, dict]] = {
     "verify": {
         "layers": {"layers": ["q_proj"]},
         "rows": {"rows": 7},
+        "families": {"families": ["role_claim"]},
         "draws": {"draws": 1999},
         "bound": {"bound": 0.1},
         "seed": {"seed": 9},

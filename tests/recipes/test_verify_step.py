@@ -45,7 +45,7 @@ def test_every_key_reaches_the_verification_and_its_findings_the_record(
     monkeypatch.setattr(
         "holdfast.models.load.load_model", lambda c: SimpleNamespace(source=c.source, notes=(), name=c.source)
     )
-    keys = {"layers": ["q_proj"], "rows": 7, "draws": 1999, "bound": 0.5, "seed": 9}
+    keys = {"layers": ["q_proj"], "rows": 7, "families": ["role_claim"], "draws": 1999, "bound": 0.5, "seed": 9}
     given = document(write(tmp_path / "c.jsonl", a_set(8)), against="org/base", model="org/hard", **keys)
     outcome = EXECUTORS["verify"](Context(parse_recipe(given, "r"), "verified", tmp_path, {}, False, lambda *_: None))
     assert seen["settings"] == VerifyConfig(**keys)
