@@ -16,7 +16,7 @@ CASES, MOST, UNDEFENDED, ACCURACY, BIAS, TRIGGER, FIDELITY = 299, 0.05, 0.60, 0.
 STABILITY, SEPARATION, EPS, MATCH = 0.80, 0.75, 0.10, 0.66
 """Lines that are to be reached."""
 HARDLY = 0.5
-"""A model that copies fewer texts than this has little fidelity to keep."""
+"""A model that copies or translates fewer texts than this has little fidelity to keep."""
 TRANSLATING = "lab/translating/exact"
 Line = tuple[str, str, bool | None]
 Kept = Mapping[tuple[str, str], Metric]

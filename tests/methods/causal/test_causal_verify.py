@@ -89,7 +89,7 @@ def test_every_case_gets_the_injection_of_another_that_would_show_in_it() -> Non
     others = rows.swaps([hidden, *cases[1:]], 0).others
     assert set(others) == set(range(1, 12)), "obeying another injection would not be seen in the first"
     assert len({made.injection for made in others.values()}) > 2
-    noted = "1 cases fit no injection of another case and keep their own."
+    noted = "1 cases fit no injection of another case and are left out of outcome/swapped."
     assert rows.swaps([hidden, *cases[1:]], 0).notes[-1] == noted
     for number, made in others.items():
         own = cases[number]

@@ -207,7 +207,7 @@ def swaps(cases: Sequence[Counterfactual], seed: int) -> Swaps:
     others = _others(cases, seed)
     notes = (
         f"{left_out} cases hold a swapped witness already and are left out of swaps." if left_out else "",
-        f"{len(cases) - len(others)} cases fit no injection of another case and keep their own."
+        f"{len(cases) - len(others)} cases fit no injection of another case and are left out of outcome/swapped."
         if len(others) < len(cases)
         else "",
     )
